@@ -1,0 +1,1 @@
+"""What everything shares: errors, settings, the one data shape."""

@@ -1,0 +1,245 @@
+"""Every setting: the YAML key = the --flag = the field = the key in the log. No torch here."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import SettingsError, UserError
+
+BUILTIN = "builtin"
+
+
+def key(group: str, default: Any, doc: str, **bounds: Any) -> Any:
+    """One setting: its group in `--help`, default, one-line meaning, and pydantic bounds (ge, gt, le, lt)."""
+    return Field(default, description=doc, json_schema_extra={"group": group}, **bounds)
+
+
+class Settings(BaseModel):
+    """All keys of a run. `None` means: chosen by the program and printed with its reason (see `choices`)."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=(), populate_by_name=True)
+
+    # -- model
+    model: str = key("model", BUILTIN, "base model: folder, hub id, run, checkpoint or adapter; `builtin` is embedded")
+    architecture: str | None = Field(
+        None, alias="model_config", description="YAML of a Hugging Face config: train this shape from scratch",
+        json_schema_extra={"group": "model"})
+    tokenizer: str | None = key("model", None, "tokenizer folder; default: the model's, or trained on the data")
+    chat_template: str = key("model", "auto", "auto (the tokenizer's own, else plain), chatml, llama2, alpaca, plain, "
+                                              "or a .jinja file")
+    trust_remote_code: bool = key("model", False, "let a model folder run Python code of its own")
+    dtype: Literal["auto", "bfloat16", "float32", "float64"] = key("model", "auto", "compute type; trained weights "
+                                                                  "keep float32 masters")
+    device: str = key("model", "auto", "auto, cpu, cuda, cuda:1, …")
+    deterministic: bool = key("model", False, "bit-equal repeats on CUDA too, at some speed")
+    threads: int | None = key("model", None, "CPU threads of the computation", ge=1)
+
+    # -- data
+    data: list[str] = key("data", [BUILTIN], "file, folder, glob or hub id[:split]; repeatable; PATH@0.2 is that share "
+                                             "of every update, PATH[#500] the first 500 rows")
+    eval_data: list[str] = key("data", [], "held-out rows, in the same forms")
+    eval_split: float = key("data", 0.0, "share of the data rows held out when no eval_data is given", ge=0, lt=1)
+    columns: dict[str, str] = key("data", {}, "which column plays which part: prompt=question,response=answer")
+    max_length: int = key("data", 1024, "longest sequence, in tokens", ge=2)
+    overlong: Literal["cut", "drop", "error"] = key("data", "cut", "longer conversations: keep whole leading turns, "
+                                                                   "drop the row, or stop")
+    bad_rows: Literal["error", "skip"] = key("data", "error", "malformed rows: stop, or drop them and count")
+    max_lost: float = key("data", 0.05, "largest share of rows that may be dropped", ge=0, le=1)
+    train_on: Literal["all", "last", "all_tokens"] = key("data", "all", "every assistant turn, the last one, or "
+                                                                        "every token")
+    enable_thinking: Literal["auto", "true", "false"] = key("data", "auto", "the template's thinking switch; auto "
+                                                                            "follows the data")
+    template_date: str | None = key("data", None, "date (YYYY-MM-DD) for templates that print today's")
+    shuffle: bool = key("data", True, "a new order each epoch, from the seed")
+
+    # -- training
+    method: Literal["full", "lora"] = key("training", "lora", "train all weights, or low-rank adapters")
+    learning_rate: float | None = key("training", None, "peak rate; default 2e-4 for lora, 2e-5 for full", gt=0)
+    num_train_epochs: float = key("training", 3.0, "passes over the data", gt=0)
+    max_steps: int | None = key("training", None, "stop after this many updates instead", ge=1)
+    batch_size: int = key("training", 16, "rows per update, over everything: mathematics", ge=1)
+    pack_tokens: int | Literal["auto"] = key("training", 4096, "tokens per forward: memory, never the result")
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = key("training", "cosine", "shape of the rate after "
+                                                                                          "warmup")
+    warmup_ratio: float = key("training", 0.03, "share of the updates in which the rate rises", ge=0, le=1)
+    warmup_steps: int | None = key("training", None, "the same as a number of updates", ge=0)
+    weight_decay: float = key("training", 0.0, "decoupled decay of weight matrices", ge=0)
+    adam_beta1: float = key("training", 0.9, "AdamW", ge=0, lt=1)
+    adam_beta2: float = key("training", 0.999, "AdamW", ge=0, lt=1)
+    adam_epsilon: float = key("training", 1e-8, "AdamW", gt=0)
+    max_grad_norm: float = key("training", 1.0, "clip the gradient's norm to this; 0 never clips", ge=0)
+    gradient_checkpointing: bool = key("training", False, "recompute activations: less memory, about a third slower")
+    lora_r: int = key("training", 16, "rank of the adapters", ge=1)
+    lora_alpha: float = key("training", 32, "the update is scaled by alpha / r", gt=0)
+    lora_dropout: float = key("training", 0.0, "dropout before the adapters", ge=0, lt=1)
+    lora_target_modules: list[str] = key("training", ["all-linear"], "layers that get an adapter, by name")
+    seed: int = key("training", 42, "of everything random", ge=0)
+
+    # -- run
+    output_dir: str | None = key("run", None, "run folder; default: a fresh runs/NAME")
+    resume: bool = key("run", False, "go on from the last checkpoint of output_dir")
+    save_steps: int | None = key("run", None, "updates between checkpoints; default: at the end and on Ctrl-C", ge=1)
+    save_total_limit: int = key("run", 2, "checkpoints kept", ge=1)
+    eval_steps: int | None = key("run", None, "updates between validations; default: every epoch", ge=1)
+    logging_steps: int = key("run", 1, "updates per line of metrics in report_to and on a plain terminal", ge=1)
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = key("run", [], "also log to these libraries")
+
+    @field_validator("data", "eval_data", "report_to", "lora_target_modules", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        if isinstance(value, str | Path):
+            return [str(value)]
+        return [str(v) for v in value] if isinstance(value, list | tuple) else value
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _mapping(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            pairs = [p.partition("=") for p in value.split(",") if p.strip()]
+            if not all(eq and k.strip() and v.strip() for k, eq, v in pairs):
+                raise ValueError("expected part=column pairs, such as prompt=question,response=answer")
+            return {k.strip(): v.strip() for k, _, v in pairs}
+        return value
+
+    @field_validator("enable_thinking", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return str(value).lower() if isinstance(value, bool) else value
+
+    @field_validator("model", "output_dir", "tokenizer", "chat_template", mode="before")
+    @classmethod
+    def _path(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @model_validator(mode="after")
+    def _together(self) -> Settings:
+        if self.pack_tokens != "auto" and self.pack_tokens < self.max_length:
+            raise ValueError(f"pack_tokens ({self.pack_tokens}) must be at least max_length ({self.max_length}): "
+                             "a sequence is never split over packs")
+        if self.eval_data and self.eval_split:
+            raise ValueError("eval_data and eval_split exclude each other: drop one")
+        if not self.data:
+            raise ValueError("data is empty: name at least one file")
+        return self
+
+
+# What the keys of other tools become here.
+PEER_KEYS = {
+    "per_device_train_batch_size": "per_device_train_batch_size × gradient_accumulation_steps: use batch_size",
+    "gradient_accumulation_steps": "per_device_train_batch_size × gradient_accumulation_steps: use batch_size",
+    "micro_batch_size": "micro_batch_size × gradient_accumulation_steps: use batch_size; pack_tokens bounds memory",
+    "per_device_eval_batch_size": "validation is packed like training: use pack_tokens",
+    "global_batch_size": "use batch_size",
+    "num_epochs": "use num_train_epochs", "epochs": "use num_train_epochs",
+    "lr": "use learning_rate",
+    "lr_scheduler": "use lr_scheduler_type",
+    "max_seq_length": "use max_length", "max_seq_len": "use max_length", "cutoff_len": "use max_length",
+    "sequence_len": "use max_length",
+    "model_name_or_path": "use model", "base_model": "use model", "model_name": "use model",
+    "dataset": "use data", "datasets": "use data", "dataset_name": "use data", "train_file": "use data",
+    "train_dataset": "use data", "dataset_path": "use data", "data_path": "use data",
+    "eval_dataset": "use eval_data", "validation_file": "use eval_data", "val_size": "use eval_split",
+    "val_set_size": "use eval_split",
+    "template": "use chat_template",
+    "finetuning_type": "use method", "adapter": "use method", "use_peft": "use method: lora",
+    "train_type": "use method", "tuner_type": "use method",
+    "lora_rank": "use lora_r", "lora_target": "use lora_target_modules", "target_modules": "use lora_target_modules",
+    "packing": "rows are always packed and never mixed; drop it", "sample_packing": "rows are always packed; drop it",
+    "padding_free": "there is never padding; drop it",
+    "train_on_inputs": "use train_on: all_tokens", "train_on_prompt": "use train_on: all_tokens",
+    "assistant_only_loss": "only answers are trained; train_on: all_tokens trains everything",
+    "completion_only_loss": "only answers are trained; train_on: all_tokens trains everything",
+    "mask_history": "use train_on: last",
+    "bf16": "use dtype: bfloat16", "fp16": "use dtype: bfloat16", "torch_dtype": "use dtype",
+    "resume_from_checkpoint": "use resume with output_dir",
+    "logging_dir": "metrics.jsonl lies in the run folder; use report_to: tensorboard for its files",
+    "run_name": "use output_dir", "truncation_strategy": "use overlong",
+    "optim": "the optimizer is AdamW; drop it", "optimizer": "the optimizer is AdamW; drop it",
+    "adam_eps": "use adam_epsilon", "gradient_clipping": "use max_grad_norm",
+    "evaluation_strategy": "use eval_steps", "eval_strategy": "use eval_steps", "save_strategy": "use save_steps",
+}
+
+
+def key_names() -> list[str]:
+    """Names as the user writes them (`model_config`, not the field's own `architecture`)."""
+    return [f.alias or name for name, f in Settings.model_fields.items()]
+
+
+def unknown_key(name: str, where: str) -> UserError:
+    """The error for a key that does not exist: what a peer's key becomes, or the nearest name."""
+    if hint := PEER_KEYS.get(name):
+        return UserError(f"unknown key `{name}`", where=where, fix=hint)
+    near = difflib.get_close_matches(name, key_names(), n=1, cutoff=0.5) or [
+        k for k in key_names() if k.startswith(name)][:1]
+    return UserError(f"unknown key `{name}`", where=where,
+                     fix=f"did you mean `{near[0]}`?" if near else "see `posttrain sft --help` for every key")
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A YAML file of settings as a dict; a file that cannot be read or is no mapping is a UserError."""
+    try:
+        loaded = yaml.load(Path(path).read_text("utf-8"), Loader=_Loader) or {}
+    except OSError as e:
+        raise UserError("the settings file cannot be read", where=str(path), found=e.strerror or str(e),
+                        fix="name an existing YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise UserError("the settings file is not valid YAML", where=str(path), found=str(e)) from None
+    if not isinstance(loaded, dict):
+        raise UserError("the settings file holds no keys", where=str(path), found=type(loaded).__name__,
+                        expected="lines of `key: value`")
+    return loaded
+
+
+def make_settings(values: dict[str, Any], where: dict[str, str] | None = None) -> Settings:
+    """Settings from plain values; every problem is collected into one SettingsError. `where` says where each stood."""
+    where = where or {}
+    names = set(key_names())
+    errors = [unknown_key(k, where.get(k, "settings")) for k in values if k not in names]
+    try:
+        settings = Settings.model_validate({k: v for k, v in values.items() if k in names})
+    except ValidationError as e:
+        for problem in e.errors():
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            if any(name and name == old.where for old in errors):
+                continue
+            message = problem["msg"].removeprefix("Value error, ")
+            if not name:
+                errors.append(UserError(message, where="settings"))
+            elif not any(o.message.startswith(f"`{name}`") for o in errors):  # unions report once per member
+                errors.append(UserError(f"`{name}` has no valid value", where=where.get(name, "settings"),
+                                        found=repr(problem.get("input")), expected=message))
+    if errors:
+        raise SettingsError(errors)
+    return settings
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: 2e-5 is a number, as everybody who writes a learning rate expects."""
+
+
+_Loader.yaml_implicit_resolvers = {k: [r for r in v if r[0] != "tag:yaml.org,2002:float"]
+                                   for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(
+    r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|nan))$"),
+    list("-+0123456789."))
+
+
+def choices(settings: Settings) -> list[tuple[str, Any, str]]:
+    """Values the program chooses from the settings alone: (key, value, reason)."""
+    made = []
+    if settings.learning_rate is None:
+        lora = settings.method == "lora"
+        made.append(("learning_rate", 2e-4 if lora else 2e-5, "the LoRA default; full fine-tuning would take 2e-5"
+                     if lora else "the default of full fine-tuning; LoRA would take 2e-4"))
+    return made
+
+
+def dump_config(settings: Settings) -> str:
+    """The settings as a YAML file that is itself a valid input."""
+    return yaml.safe_dump(settings.model_dump(by_alias=True), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,64 @@
+"""The one data shape of a forward: a flat stream of tokens, several sequences, no padding.
+
+Shape letters of the whole package: T packed tokens, S sequences, P pairs, V vocabulary, D width, H heads,
+L one sequence's length, K trained positions of a pack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from .sequence import Sequence
+
+
+@dataclass(slots=True)
+class Pack:
+    """What one forward sees, shifted once: position t predicts `targets_T[t]`, which counts `weights_T[t]`.
+
+    ids_T, positions_T, targets_T [T] int64; weights_T [T] float32 (0 at each sequence's last position);
+    bounds [S+1] ints: sequence s is ids_T[bounds[s]:bounds[s+1]]; origins, sources [S]; `columns` holds whatever an
+    objective's `collect` adds, aligned with tokens ([T]) or sequences ([S]).
+    """
+
+    ids_T: torch.Tensor
+    positions_T: torch.Tensor
+    targets_T: torch.Tensor
+    weights_T: torch.Tensor
+    bounds: list[int]
+    origins: list[str]
+    sources: list[int]
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> list[int]:
+        return [b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False)]
+
+    def sources_T(self) -> torch.Tensor:
+        """Index of the source of each token, [T] int64."""
+        return torch.repeat_interleave(torch.tensor(self.sources), torch.tensor(self.lengths))
+
+    def to(self, device: torch.device | str) -> Pack:
+        move = {k: v.to(device) for k, v in self.columns.items()}
+        return Pack(self.ids_T.to(device), self.positions_T.to(device), self.targets_T.to(device),
+                    self.weights_T.to(device), self.bounds, self.origins, self.sources, move)
+
+
+def make_pack(sequences: Many[Sequence]) -> Pack:
+    """Lay sequences end to end: [L_1], …, [L_S] -> one Pack with T = sum of L.
+
+    The shift happens here and nowhere else: target t is token t+1 of the same sequence, weight t is that token's.
+    """
+    bounds = np.concatenate([[0], np.cumsum([len(s) for s in sequences])]).astype(int).tolist()
+    ids = np.concatenate([s.ids for s in sequences]).astype(np.int64)
+    weights = np.concatenate([s.weights for s in sequences]).astype(np.float32)
+    targets, shifted = np.roll(ids, -1), np.roll(weights, -1)
+    ends = np.asarray(bounds[1:]) - 1
+    targets[ends], shifted[ends] = ids[ends], 0.0
+    positions = np.concatenate([np.arange(len(s), dtype=np.int64) for s in sequences])
+    as_tensor = torch.from_numpy
+    return Pack(as_tensor(ids), as_tensor(positions), as_tensor(targets), as_tensor(shifted), bounds,
+                [s.origin for s in sequences], [s.source for s in sequences])

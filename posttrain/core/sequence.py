@@ -1,0 +1,50 @@
+"""Rows and sequences: what the data folder makes and everything after it consumes. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+# Why a token has its weight. Only scaffold, content, stop and text are ever trained.
+REASONS = ("prompt", "scaffold", "content", "stop", "text", "untrained")
+PROMPT, SCAFFOLD, CONTENT, STOP, TEXT, UNTRAINED = range(len(REASONS))
+
+
+@dataclass(slots=True)
+class Row:
+    """One validated record. `origin` is PATH:N, N the 1-based line where it begins; `source` its index in `data`.
+
+    conversation: `messages` as chat templates take them (role, content, and where present tool_calls,
+    reasoning_content, weight), `tools` as JSON schemas. text: `text` alone.
+    """
+
+    kind: str
+    origin: str
+    source: int = 0
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    tools: list[dict[str, Any]] | None = None
+    text: str | None = None
+
+
+@dataclass(slots=True)
+class Sequence:
+    """Token ids with a weight and a reason per token, each belonging to the token as a target.
+
+    ids [L] int32, weights [L] float32 (weights[0] is 0: nothing precedes it), reasons [L] uint8 into REASONS.
+    """
+
+    ids: np.ndarray
+    weights: np.ndarray
+    reasons: np.ndarray
+    origin: str
+    source: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def trained(self) -> int:
+        """Tokens with a weight other than 0."""
+        return int(np.count_nonzero(self.weights))
