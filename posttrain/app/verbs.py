@@ -1,0 +1,103 @@
+"""The verbs: what each takes and where its code lies. A table; it imports neither torch nor the code it names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.core.config import Settings, key_names
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A flag of one verb that is no settings key. `kind`: str, int, float, bool or list (repeatable)."""
+
+    name: str
+    kind: str
+    default: Any
+    doc: str
+    least: float | None = None
+    most: float | None = None
+    group: str = "options"
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One verb. `words` are its positional arguments; `keys` the settings keys it takes as flags (a CONFIG.yaml may
+    hold any key); `code` is module:function, called with the parsed command and returning the exit code."""
+
+    name: str
+    summary: str
+    code: str
+    words: tuple[str, ...] = ()
+    takes_config: bool = False
+    takes_data_words: bool = False
+    keys: tuple[str, ...] = ()
+    options: tuple[Option, ...] = ()
+    examples: tuple[str, ...] = ()
+    about: str = ""
+
+
+def groups() -> dict[str, list[str]]:
+    """Settings keys by their group, in the order of the class."""
+    found: dict[str, list[str]] = {}
+    for name, field in Settings.model_fields.items():
+        found.setdefault(field.json_schema_extra["group"], []).append(field.alias or name)
+    return found
+
+
+JSON = Option("json", "bool", False, "print only JSON on standard output; everything else goes to standard error")
+DEBUG = Option("debug", "bool", False, "show the traceback of an error (or set POSTTRAIN_DEBUG=1)")
+HELP = Option("help", "bool", False, "show this text")
+EVERYWHERE = (DEBUG, HELP)
+
+RENDER_KEYS = ("model", "tokenizer", "chat_template", "trust_remote_code", "data", "columns", "max_length", "overlong",
+               "bad_rows", "max_lost", "train_on", "enable_thinking", "template_date")
+SPEAK_KEYS = ("chat_template", "trust_remote_code", "dtype", "device", "threads", "enable_thinking", "template_date",
+              "seed")
+SPEAK = (
+    Option("system", "str", None, "system prompt"),
+    Option("max_new_tokens", "int", 256, "longest answer, in tokens", least=1),
+    Option("temperature", "float", 0.0, "0 always takes the likeliest token; above 0 samples", least=0),
+    Option("top_p", "float", 1.0, "sample from the likeliest tokens that hold this much probability", least=0, most=1),
+)
+
+VERBS = {verb.name: verb for verb in (
+    Verb("demo", "from a base model to an assistant in about a minute, nothing to download", "posttrain.app.demo:main",
+         keys=("output_dir", "seed", "threads", "device", "dtype"), options=(JSON,), examples=("posttrain demo",)),
+    Verb("sft", "supervised fine-tuning: rows in, an assistant out", "posttrain.app.sft:main", takes_config=True,
+         keys=tuple(key_names()), options=(JSON,),
+         examples=("posttrain sft --model Qwen/Qwen3-0.6B-Base --data my_rows.json",
+                   "posttrain sft recipe.yaml --learning_rate 1e-4 --data a.jsonl --data b.jsonl@0.2",
+                   "posttrain sft --output_dir runs/sft-1 --resume")),
+    Verb("data show", "the rows as the trainer sees them: token by token, trained or not, and why",
+         "posttrain.app.data:show", takes_config=True, takes_data_words=True, keys=RENDER_KEYS,
+         options=(JSON, Option("row", "int", None, "only the row that begins at this line (Parquet and hubs: row)",
+                               least=1),
+                  Option("limit", "int", None, "rows shown; default 3 in a terminal, 50 in HTML, all in JSON", least=0),
+                  Option("worst", "int", None, "worst rows shown of each kind (longest, least trained, most cut); "
+                                               "default 1 in a terminal, 5 in HTML, 0 in JSON", least=0),
+                  Option("html", "str", None, "write a page that stands by itself instead")),
+         examples=("posttrain data show my_rows.json --model Qwen/Qwen3-0.6B-Base",
+                   "posttrain data show my_rows.json --row 1412", "posttrain data show my_rows.json --html mask.html")),
+    Verb("data check", "the very checks of a run over every row, without the run", "posttrain.app.data:check",
+         takes_config=True, takes_data_words=True, keys=RENDER_KEYS, options=(JSON,),
+         examples=("posttrain data check my_rows.json",),
+         about="Exits 0 with nothing found, 1 with findings, 2 when the input or the settings cannot be read."),
+    Verb("data table", "the first rows as a prompt/response table", "posttrain.app.data:table",
+         takes_config=True, takes_data_words=True, keys=("data", "columns", "bad_rows"),
+         options=(JSON, Option("limit", "int", 5, "rows shown", least=1)),
+         examples=("posttrain data table my_rows.json",)),
+    Verb("chat", "talk to a model: a run, a checkpoint, an adapter, a Hugging Face folder or hub id",
+         "posttrain.app.chat:main", words=("MODEL",), keys=SPEAK_KEYS,
+         options=(Option("prompt", "str", None, "answer this once and leave"), *SPEAK, JSON),
+         examples=("posttrain chat runs/sft-1", "posttrain chat builtin --prompt 'The capital of France is'")),
+    Verb("compare", "the answers of two models to the same questions, side by side", "posttrain.app.compare:main",
+         words=("BASE", "TUNED"), keys=SPEAK_KEYS,
+         options=(Option("questions", "str", None, "a file of questions: .txt (one per line), .jsonl or .json "
+                                                   "(prompt, question, instruction or messages)"),
+                  Option("limit", "int", None, "only the first questions", least=1), *SPEAK, JSON),
+         examples=("posttrain compare builtin runs/sft-1 --questions questions.txt",)),
+    Verb("env", "versions, processor, memory, GPU, disk: what a bug report needs, and no secrets",
+         "posttrain.app.env:main", options=(JSON,), examples=("posttrain env",)),
+)}
