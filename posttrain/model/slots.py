@@ -42,7 +42,8 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def _buffer(self, like: torch.Tensor) -> torch.Tensor:
-        return like.new_empty(self.window.slots, like.shape[1], self.window.columns, like.shape[3])
+        # Zeros: columns left of a row's first token are read with attention 0, and 0 times what lay there must be 0.
+        return like.new_zeros(self.window.slots, like.shape[1], self.window.columns, like.shape[3])
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Write [rows, heads, q, width] after what the window shows; return the window with them."""
