@@ -13,15 +13,16 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 .PHONY: setup demo test test-slow test-peers test-gpu lint clean help
 
 setup: $(STAMP) ## make .venv and install posttrain into it (once)
+	@echo "ready: $(BIN)/posttrain --help, or make demo"
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer with venv was found;" \
 		"install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) …"
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -e .[$(EXTRAS)]
 	@touch $@
-	@echo "ready: $(BIN)/posttrain --help, or make demo"
 
 demo: $(STAMP) ## from a base model to an assistant, nothing to download
 	$(BIN)/posttrain demo
