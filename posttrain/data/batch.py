@@ -1,0 +1,95 @@
+"""What crosses from the data worker to the training loop: plain data, pickled over our own pipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.errors import RowError
+from ..core.sequence import Sequence
+from .judge import MALFORMED, NOTHING
+from .ledger import Ledger
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one row became: sequences that train something, or the reason why it was dropped."""
+
+    origin: str
+    sequences: list[Sequence] = field(default_factory=list)
+    rendered: int = 0
+    cut: int = 0
+    was_cut: bool = False
+    dropped: str | None = None
+    error: RowError | None = None
+
+    @classmethod
+    def of(cls, origin: str, made: Any) -> Outcome:
+        """From what reading or rendering gave: a RowError, or a Rendered; one that trains nothing is dropped."""
+        if isinstance(made, RowError):
+            return cls(made.where or origin, dropped=MALFORMED, error=made)
+        dropped = made.dropped or (None if any(s.trained for s in made.sequences) else NOTHING)
+        if dropped:
+            return cls(origin, rendered=made.rendered, dropped=dropped)
+        return cls(origin, made.sequences, made.rendered, made.cut, made.was_cut)
+
+    def count(self, ledger: Ledger) -> None:
+        """Enter the row into a ledger."""
+        if self.dropped:
+            ledger.drop(self.dropped, rendered=self.rendered)
+        else:
+            ledger.add(self.sequences, rendered=self.rendered, cut=self.cut, was_cut=self.was_cut)
+
+    def record(self) -> dict[str, Any]:
+        """The dropped row as a line of `rejected.jsonl`: file, line, reason, and what was found where known."""
+        file, _, line = self.origin.rpartition(":")
+        made: dict[str, Any] = {"file": file, "line": int(line), "reason": self.dropped}
+        if self.error:
+            made["reason"] = self.error.message
+        found = self.error.found if self.error else f"{self.rendered} tokens" if self.rendered else ""
+        return made | ({"found": found} if found else {})
+
+
+@dataclass(slots=True)
+class Batch:
+    """The rows of one update. `step` counts from 1: the updates done once this one is; `epoch` is what they add up to.
+
+    `ledger` is what these rows add to the run's; `rejected` has one record (file, line, reason, found where known) per
+    row dropped here for the first time: a row that comes again in a later pass is counted again, not listed again.
+    `sequences` is empty where every row was dropped.
+    """
+
+    step: int
+    epoch: float
+    epoch_ends: bool
+    sequences: list[Sequence]
+    ledger: Ledger
+    rejected: list[dict[str, Any]]
+
+
+@dataclass(slots=True)
+class HeldRows:
+    """The rows of validation as sequences, with a ledger of their own that is no part of the run's."""
+
+    sequences: list[Sequence]
+    ledger: Ledger
+    rejected: list[dict[str, Any]]
+
+
+@dataclass(slots=True)
+class Opened:
+    """The sources (spec, rows, held_out, share, format of each) and what the order over them comes to."""
+
+    sources: list[dict[str, Any]]
+    total: int
+    updates_per_epoch: int
+    rows_per_epoch: int
+
+
+def settle(outcomes: list[Outcome]) -> tuple[list[Sequence], Ledger]:
+    """Sequences of all rows in their order, and the ledger that counts the rows: [rows] -> [sequences]."""
+    ledger = Ledger()
+    for outcome in outcomes:
+        outcome.count(ledger)
+    ledger.check()
+    return [s for o in outcomes for s in o.sequences], ledger
