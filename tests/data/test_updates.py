@@ -58,8 +58,7 @@ def write(path, rows):
 
 def updates(data, **more) -> Updates:
     Renderer.seen = []
-    made = Updates(make_settings({"data": data, "batch_size": 4, "max_length": 50, "num_train_epochs": 2, **more}))
-    return made
+    return Updates(make_settings({"data": data, "batch_size": 4, "max_length": 50, "num_train_epochs": 2, **more}))
 
 
 def ready(data, **more) -> Updates:
