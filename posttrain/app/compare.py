@@ -1,0 +1,110 @@
+"""`posttrain compare BASE TUNED --questions FILE`: two models, the same questions, side by side."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from posttrain.app.screen import make_console, print_json
+from posttrain.core.errors import RowError, UserError
+
+QUESTION_COLUMNS = ("prompt", "question", "instruction", "query", "turns")
+
+
+def main(command) -> int:
+    """Answers of both models, as a table or as JSON."""
+    options = command.options
+    if not options["questions"]:
+        raise UserError("there are no questions to ask", where="--questions", expected="a .txt, .jsonl or .json file",
+                        fix=f"posttrain compare {' '.join(command.words)} --questions questions.txt")
+    questions = read_prompts(options["questions"], options["limit"])
+    console = make_console(to_stderr=options["json"])
+    columns = [answers_of(name, questions, command, console) for name in command.words]
+    if options["json"]:
+        print_json({"base": command.words[0], "tuned": command.words[1], "answers": [
+            {"prompt": q[-1]["content"], "base": as_json(b), "tuned": as_json(t)}
+            for q, b, t in zip(questions, *columns, strict=True)]})
+        return 0
+    console.print(side_by_side([q[-1]["content"] for q in questions],
+                               dict(zip(("base", "tuned"), columns, strict=True)), tuple(command.words)))
+    for name, answers in zip(command.words, columns, strict=True):
+        stopped = sum(a.stopped for a in answers)
+        console.print(f"{name}: {stopped} of {len(answers)} answers stopped by themselves", markup=False)
+    return 0
+
+
+def answers_of(name: str, questions: list[list[dict[str, Any]]], command, console) -> list[Any]:
+    """All answers of one model; it is let go of before the next one is loaded."""
+    from posttrain.app.assistant import load
+
+    console.print(f"asking {name} …", style="dim", markup=False)
+    options = command.options
+    answers = load(name, command.settings).answers(
+        questions, system=options["system"], max_new_tokens=options["max_new_tokens"],
+        temperature=options["temperature"], top_p=options["top_p"], seed=command.settings.seed)
+    gc.collect()
+    return answers
+
+
+def as_json(answer) -> dict[str, Any]:
+    return {"answer": answer.text, "stopped": answer.stopped, "tokens": len(answer.ids)}
+
+
+def side_by_side(prompts: list[str], columns: dict[str, list[Any]], names: tuple[str, ...]) -> Table:
+    """One row per question, one column per model; an answer that did not stop ends with a mark."""
+    table = Table(show_lines=True, expand=True)
+    table.add_column("question", ratio=3)
+    for label, name in zip(columns, names, strict=True):
+        table.add_column(Text(label if label == name else f"{label}: {name}"), ratio=4)
+    for prompt, *answers in zip(prompts, *columns.values(), strict=True):
+        table.add_row(Text(prompt), *(shown(a) for a in answers))
+    return table
+
+
+def shown(answer, most: int = 600) -> Text:
+    """An answer for a table cell: stripped, bounded, and marked where it never stopped."""
+    text = answer.text.strip()
+    cell = Text(text if len(text) <= most else text[:most] + " …")
+    if not answer.stopped:
+        cell.append(" [never stopped]", style="red")
+    return cell
+
+
+def read_prompts(file: str, limit: int | None = None) -> list[list[dict[str, Any]]]:
+    """Conversations to be answered from a .txt (a question per line) or from rows with a prompt column or messages."""
+    path = Path(file)
+    if path.suffix == ".txt":
+        if not path.is_file():
+            raise UserError("the file of questions does not exist", where=file, fix="check the path")
+        found = [[{"role": "user", "content": line.strip()}] for line in path.read_text("utf-8-sig").splitlines()
+                 if line.strip()]
+    else:
+        from posttrain.data.read import open_source
+
+        source = open_source(file, hub_ok=False)
+        count = len(source) if limit is None else min(limit, len(source))
+        found = [_prompt_of(source[i]) for i in range(count)]
+    if not found:
+        raise UserError("the file holds no questions", where=file, expected="at least one line")
+    return found[:limit]
+
+
+def _prompt_of(raw) -> list[dict[str, Any]]:
+    """Messages up to the last user turn, or one user turn from the first prompt column there is."""
+    if messages := raw.values.get("messages"):
+        last = max((i for i, m in enumerate(messages) if m.get("role") == "user"), default=-1)
+        if last >= 0:
+            return messages[:last + 1]
+    for name in QUESTION_COLUMNS:
+        value = raw.values.get(name)
+        if isinstance(value, list) and value:
+            value = value[0]
+        if isinstance(value, str) and value.strip():
+            text = "\n".join(t for t in (value, raw.values.get("input")) if t) if name == "instruction" else value
+            return [{"role": "user", "content": text}]
+    raise RowError("a row holds no question", where=raw.origin, found=", ".join(raw.values),
+                   expected=" or ".join((*QUESTION_COLUMNS, "messages")))
