@@ -112,20 +112,20 @@ class Blob:
 
 
 def decode(raw: bytes, path: str, line: int) -> str:
-    """Bytes of a row as text; a byte that is no UTF-8 is a RowError with its own line and its place in that line."""
+    """Bytes of a row as text; a byte that is no UTF-8 is a RowError with its line and its place in that line."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as e:
         before = raw[:e.start]
-        at, line = e.start - before.rfind(b"\n"), line + before.count(b"\n")
+        at, on = e.start - before.rfind(b"\n"), line + before.count(b"\n")
         raise RowError("the text is not UTF-8", where=f"{path}:{line}",
-                       found=f"byte 0x{raw[e.start]:02x} at byte {at} of the line", expected="UTF-8 text",
-                       fix="convert the file (iconv -f GB18030 -t UTF-8), or set bad_rows=skip") from None
+                       found=f"byte 0x{raw[e.start]:02x}, byte {at} of line {on}", expected="UTF-8 text",
+                       fix="convert the file (for example iconv -f GB18030 -t UTF-8), or set bad_rows=skip") from None
 
 
 def excerpt(text: str, at: int, width: int = 30) -> str:
     """The text around position `at`, on one line."""
-    a, b = max(0, at - width), at + width
+    a, b = at - width if at > width + 5 else 0, at + width
     return ("…" if a else "") + text[a:b].replace("\n", "\\n").replace("\r", "\\r") + ("…" if b < len(text) else "")
 
 

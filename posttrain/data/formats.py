@@ -216,6 +216,7 @@ def _unknown(columns: Many[str], overrides: dict[str, str]) -> UserError:
             ratio, column = guess(names, [c for c in columns if c not in named.values()])
             named[part] = column if ratio >= 0.5 else part.upper()
     example = ",".join(f"{p}={c}" for p, c in named.items())
+    example = f"'{example}'" if " " in example else example
     return UserError("no known format has these columns", found=_few(columns),
                      expected=f"the nearest format is {nearest}",
                      fix=f"name the columns: --columns {example} (parts: {', '.join(PARTS)})")

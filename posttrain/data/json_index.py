@@ -41,7 +41,7 @@ class JsonRows:
         """Row i as a dict; RowError at its line when it is no JSON object."""
         raw = self.blob.read(int(self.starts[i]), int(self.ends[i]))
         line = self.line(i)
-        where, text = f"{self.path}:{line}", decode(raw, self.path, line)
+        where, text = f"{self.path}:{line}", decode(raw, self.path, line).rstrip("\r\n")
         try:
             values = json.loads(text)
         except json.JSONDecodeError as e:
@@ -50,7 +50,7 @@ class JsonRows:
             raise RowError("the row cannot be read as JSON", where=where, found=str(e),
                            fix="mend the row, or set bad_rows=skip") from None
         if not isinstance(values, dict):
-            raise RowError("a row is not a JSON object", where=where, found=excerpt(text.strip(), 0),
+            raise RowError("a row is not a JSON object", where=where, found=excerpt(text, 0),
                            expected='an object such as {"instruction": …, "output": …}')
         if b"\\ud" in raw or b"\\uD" in raw:
             _refuse_lone_surrogates(values, where)
@@ -59,7 +59,7 @@ class JsonRows:
 
 def _malformed(e: json.JSONDecodeError, text: str, where: str) -> RowError:
     return RowError("the line is not valid JSON", where=where,
-                    found=f"{e.msg} at column {e.pos + 1}: {excerpt(text.rstrip(), e.pos)}",
+                    found=f"{e.msg.removesuffix(' at')} at column {e.pos + 1}: {excerpt(text, e.pos)}",
                     expected="one whole JSON object per line",
                     fix="mend the line, or set bad_rows=skip to drop it and count it")
 
@@ -97,7 +97,8 @@ def index_lines(blob: Blob) -> JsonRows:
 def index_json(blob: Blob) -> JsonRows:
     """A `.json` that begins with `{`: one object per line, objects over several lines, or {"data": [rows]}."""
     head = blob.read(blob.begin, blob.begin + CHUNK).decode("latin-1").split("\n")
-    if any(_is_object(line) for line in [x for x in head if x.strip()][:2]):
+    first = [_object(line) for line in [x for x in head if x.strip()][:2]]
+    if any(first) and not (len(first) == 1 and first[0].keys() & set(WRAPPERS)):
         return index_lines(blob)
     return _Scanner(blob).wrapped() or _Scanner(blob).objects()
 
@@ -107,11 +108,13 @@ def index_array(blob: Blob) -> JsonRows:
     return _Scanner(blob).array()
 
 
-def _is_object(line: str) -> bool:
+def _object(line: str) -> dict[str, Any]:
+    """The object that makes up a line; an empty one where the line is none."""
     try:
-        return isinstance(json.loads(line), dict)
+        value = json.loads(line)
     except (ValueError, RecursionError):
-        return False
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 class _Scanner:
@@ -189,7 +192,7 @@ class _Scanner:
         if isinstance(e, StopIteration):
             return self._fault("no JSON value", e.value)
         if isinstance(e, json.JSONDecodeError):
-            return self._fault(e.msg, e.pos)
+            return self._fault(e.msg.removesuffix(" at"), e.pos)
         return self._fault(str(e))
 
     def _row(self) -> Any:

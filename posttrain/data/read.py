@@ -49,7 +49,7 @@ def parse_spec(text: str) -> Spec:
     """`PATH[#500]@0.2` -> Spec; a path that exists as it stands is taken literally."""
     path, share, first = text, None, None
     while not os.path.exists(path):
-        if share is None and (m := _SHARE.fullmatch(path)):
+        if share is None and (m := _SHARE.fullmatch(path)) and not is_data_file(m[2]):
             path, share = m[1], _number(text, m[2], float, "a share", "a number above 0 and below 1, as in PATH@0.2")
         elif first is None and (m := _FIRST.fullmatch(path)):
             path, first = m[1], _number(text, m[2], int, "a number of rows", "1 or more, as in PATH[#500]")
@@ -174,12 +174,16 @@ def open_source(spec: str, index: int = 0, *, columns: dict[str, str] | None = N
     real = builtin.builtin_spec(given.path)
     if real != given.path:
         parts: list[Part] = [open_part(given.path, real)]
+    elif given.path.startswith("builtin:"):
+        raise UserError("there is no embedded data of this name", where=given.path,
+                        expected=", ".join(f"builtin:{name}" for name in builtin.PARTS))
     elif (files := _files(given.path)) is not None:
         parts = [open_part(path, os.path.expanduser(path)) for path in files]
     elif hub_ok and _may_be_hub(given.path):
         from .hub import HubRows
 
-        parts = [HubRows(given.path)]
+        near = _nearest(given.path)
+        parts = [HubRows(given.path, near if near.startswith("did you") else "")]
     else:
         raise _missing(given.path)
     return Source(spec, index, parts, name=given.path, share=given.share, first=given.first, columns=columns)
