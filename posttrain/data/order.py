@@ -7,7 +7,6 @@ of the rows of every update and go round as often as that needs.
 from __future__ import annotations
 
 import math
-import zlib
 from bisect import bisect_left
 from collections.abc import Sequence as Many
 from fractions import Fraction
@@ -15,6 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 from ..core.errors import UserError
+from ..core.seeds import seed_for
 
 
 def permutation(size: int, seed: int, what: str, *key: int) -> np.ndarray:
@@ -23,7 +23,7 @@ def permutation(size: int, seed: int, what: str, *key: int) -> np.ndarray:
     It sorts raw 64-bit draws of PCG64, whose stream is fixed for good, where numpy's own shuffle may change between
     versions (test_order.py::test_permutation_is_pinned).
     """
-    draws = np.random.PCG64(np.random.SeedSequence([seed, zlib.crc32(what.encode()), *key])).random_raw(size)
+    draws = np.random.PCG64(seed_for(seed, what, *key)).random_raw(size)
     return np.argsort(draws).astype(np.uint32 if size < 2**32 else np.uint64)
 
 
