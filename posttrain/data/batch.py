@@ -7,8 +7,9 @@ from typing import Any
 
 from ..core.errors import RowError
 from ..core.sequence import Sequence
-from .judge import MALFORMED, NOTHING
+from .judge import MALFORMED
 from .ledger import Ledger
+from .weigh import NOTHING_TRAINED
 
 
 @dataclass(slots=True)
@@ -28,7 +29,7 @@ class Outcome:
         """From what reading or rendering gave: a RowError, or a Rendered; one that trains nothing is dropped."""
         if isinstance(made, RowError):
             return cls(made.where or origin, dropped=MALFORMED, error=made)
-        dropped = made.dropped or (None if any(s.trained for s in made.sequences) else NOTHING)
+        dropped = made.dropped or (None if any(s.trained for s in made.sequences) else NOTHING_TRAINED)
         if dropped:
             return cls(origin, rendered=made.rendered, dropped=dropped)
         return cls(origin, made.sequences, made.rendered, made.cut, made.was_cut)

@@ -9,10 +9,13 @@ from typing import Any
 from ..core.errors import UserError
 from ..core.sequence import Row, Sequence
 from .ledger import Ledger
+from .weigh import BEYOND, FIRST_TOO_LONG, TOO_LONG
+from .weigh import EMPTY_ANSWER as EMPTY
 
 HEAD_ROWS = 4000  # enough to see a loss of 5 % within 0.7 points (95 % interval), and rendered in seconds
 KEEP = 0.99
-OVERLONG, EMPTY, MALFORMED, NOTHING = "overlong", "empty answer", "malformed row", "trains nothing"
+MALFORMED = "malformed row"
+OVERLONG = frozenset({TOO_LONG, FIRST_TOO_LONG, BEYOND})  # reasons that a larger max_length would take away
 
 
 @dataclass
@@ -89,20 +92,21 @@ def check_lost(ledger: Ledger, settings: Any, head: Head | None = None) -> None:
     if not ledger.rows_read or ledger.lost <= settings.max_lost:
         return
     dropped = sorted(ledger.rows_dropped.items(), key=lambda kv: (-kv[1], kv[0]))
-    count, reason = sum(ledger.rows_dropped.values()), dropped[0][0]
+    count, overlong = sum(ledger.rows_dropped.values()), [kv for kv in dropped if kv[0] in OVERLONG]
+    # three names for too long are one reason, with one remedy
+    reason = overlong[0][0] if overlong and sum(n for _, n in overlong) >= dropped[0][1] else dropped[0][0]
     found = f"{count:,} of {'the first ' if head else ''}{ledger.rows_read:,} rows: " + ", ".join(
         f"{n:,} {name}" for name, n in dropped)
     first = head.first_lost.get(reason, "") if head else ""
-    all_lost = count == ledger.rows_read
-    message = ("all rows are" if all_lost and len(dropped) == 1 else "too many rows are") + f" lost: {reason}"
-    raise UserError(message, where=f"{first} is the first" if first else "data", found=found,
-                    expected=f"at most {settings.max_lost:.3g} of the rows dropped (max_lost)",
+    message = "all rows are dropped" if count == ledger.rows_read else "too many rows are dropped"
+    raise UserError(f"{message}: {reason}", where=f"{first} is the first" if first else "data", found=found,
+                    expected=f"at most {settings.max_lost:.3g} of the rows (max_lost)",
                     fix=_remedy(reason, settings, head, ledger.lost))
 
 
 def _remedy(reason: str, settings: Any, head: Head | None, lost: float) -> str:
     allow = f"or allow it with max_lost: {min(1.0, -(-lost * 100 // 1) / 100):.2g}"
-    if reason == OVERLONG:
+    if reason in OVERLONG:
         if head and head.keep_99:
             packs = settings.pack_tokens != "auto" and head.keep_99 > settings.pack_tokens
             both = f" and pack_tokens: {head.keep_99}" if packs else ""

@@ -70,7 +70,7 @@ class Updates:
             if outcome.dropped:
                 head.first_lost.setdefault(outcome.dropped, outcome.origin)
         if ledger.lost > settings.max_lost:
-            overlong = [(row, o.rendered) for row, o in zip(rows, outcomes, strict=True) if o.dropped == OVERLONG]
+            overlong = [(row, o.rendered) for row, o in zip(rows, outcomes, strict=True) if o.dropped in OVERLONG]
             head.keep_99 = smallest_keeping(overlong, len(rows), settings.max_length,
                                             partial(self._overlong, thinking))
         return head
@@ -141,4 +141,4 @@ class Updates:
     def _overlong(self, thinking: bool, rows: list[Row], max_length: int) -> list[bool]:
         """Which rows would be dropped as overlong at another max_length."""
         renderer = self._make(enable_thinking=thinking, max_length=max_length)
-        return [not isinstance(o, RowError) and o.dropped == OVERLONG for o in renderer.render(rows)]
+        return [not isinstance(o, RowError) and o.dropped in OVERLONG for o in renderer.render(rows)]

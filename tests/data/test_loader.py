@@ -7,13 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from itertools import islice
 
 import psutil
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from posttrain.core.config import make_settings
 from posttrain.core.errors import RowError, UserError
+from posttrain.data.ledger import Ledger
 from posttrain.data.loader import Loader
+from posttrain.data.render import Renderer
+from posttrain.data.tokenizer import load_tokenizer
+from posttrain.data.updates import Updates
 
 
 def write(path, rows):
@@ -149,3 +156,115 @@ def test_the_worker_imports_no_torch():
     code = "import sys; import posttrain.data.worker, posttrain.data.updates; print([m for m in sys.modules if " \
            "m.partition('.')[0] in ('torch', 'transformers', 'pydantic', 'datasets', 'pyarrow')])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    """A byte-level tokenizer without merges: one token per character of ASCII."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.add_special_tokens(["<eos>"])
+    backend.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return load_tokenizer(folder, chat_template="chatml")
+
+
+def plain(batch):
+    return (batch.step, batch.epoch, batch.epoch_ends, batch.ledger, batch.rejected,
+            [(s.origin, s.ids.tolist(), s.weights.tolist(), s.reasons.tolist()) for s in batch.sequences])
+
+
+def here(data, spec, **more) -> Updates:
+    """The same work in this process."""
+    settings = make_settings({"data": data, "batch_size": 4, "num_train_epochs": 2, **more})
+    made = Updates(settings)
+    made.head(partial(Renderer, spec, train_on=settings.train_on, overlong=settings.overlong))
+    return made
+
+
+def test_batches_are_those_of_the_work_itself(rows, spec):
+    expected = [plain(b) for b in map(here(rows, spec).batch, range(26))]
+    assert len(expected[0][-1]) == 4 and expected[-1][:3] == (26, 2.0, True)
+    with load(rows, spec) as loader:
+        assert loader.judge().ledger.rows_trained == 50
+        assert [plain(b) for b in loader.batches()] == expected
+
+
+def test_starting_anywhere_gives_the_same_batches(rows, spec):
+    with load(rows, spec) as loader:
+        expected = [plain(b) for b in loader.batches()]
+    for start in (1, 13, 25, 26):
+        with load(rows, spec) as loader:
+            assert [plain(b) for b in loader.batches(start)] == expected[start:]
+    with load(rows, spec) as loader:  # and leaving one walk for another
+        for start in (0, 7, 3):
+            assert [plain(b) for b in islice(loader.batches(start), 2)] == expected[start:start + 2]
+
+
+def test_held_rows_may_be_asked_for_in_between(rows, spec):
+    with load(rows, spec, eval_split=0.2) as loader:
+        expected = [plain(b) for b in loader.batches()]
+    with load(rows, spec, eval_split=0.2) as loader:
+        found, walk = [], loader.batches()
+        for batch in walk:
+            found.append(plain(batch))
+            if batch.step == 3:
+                held = loader.held_rows()
+        assert found == expected
+    trained = {s[0] for b in expected for s in b[-1]}
+    assert len(held.sequences) == 10 and len(trained) == 40 and not trained & {s.origin for s in held.sequences}
+
+
+def test_an_error_is_raised_at_its_own_update(tmp_path, spec):
+    data = write(tmp_path / "a.jsonl", [alpaca(i % 1000) for i in range(4500)] + ["{broken"] + [alpaca(0)] * 499)
+    with load(data, spec, batch_size=1000, num_train_epochs=1, shuffle=False) as loader:
+        steps, walk = [], loader.batches()
+        loader.judge()
+        with pytest.raises(RowError) as e:
+            for batch in walk:
+                steps.append(batch.step)
+    assert steps == [1, 2, 3, 4] and e.value.where == f"{data}:4501"
+
+
+def test_judge_names_the_max_length_that_is_enough(tmp_path, spec):
+    data = write(tmp_path / "a.jsonl", [{"instruction": "x", "output": "y" * n} for n in range(1, 201)])
+    with load(data, spec, max_length=128) as loader, pytest.raises(UserError) as e:
+        loader.judge()
+    assert e.value.message == "too many rows are dropped: first exchange longer than max_length"
+    enough = int(e.value.fix.split("max_length: ")[1].split(",")[0])
+    for length, lost in ((enough, 2), (enough - 1, 3)):
+        with load(data, spec, max_length=length) as loader:
+            assert sum(loader.judge().ledger.rows_dropped.values()) == lost
+
+
+def test_all_answers_empty(tmp_path, spec):
+    data = write(tmp_path / "a.jsonl", [{"instruction": "x", "output": ""}] * 5)
+    with load(data, spec) as loader, pytest.raises(UserError) as e:
+        loader.judge()
+    assert e.value.message == "all rows are dropped: empty answer"
+    assert e.value.found == "5 of the first 5 rows: 5 empty answer"
+
+
+def test_a_worker_killed_in_a_walk(rows, spec):
+    with load(rows, spec, max_steps=10_000) as loader, pytest.raises(UserError, match="the data worker was killed"):
+        for batch in loader.batches():
+            if batch.step == 5:
+                loader._process.kill()
+            assert batch.step < 1000
+
+
+def test_real_rows_balance(shared_data, spec):
+    data = str(shared_data / "stanford_alpaca" / "alpaca_data.json.gz") + "[#2000]"
+    ledger = Ledger()
+    with load(data, spec, batch_size=64, num_train_epochs=1, max_length=512, max_lost=0.5) as loader:
+        loader.judge()
+        for batch in loader.batches():
+            ledger.merge(batch.ledger)
+    ledger.check()
+    made = ledger.to_json()
+    assert made["rows"]["read"] == 2000 and made["rows"]["trained"] > 1500
+    assert set(made["rows"]["dropped"]) == {"empty answer", "first exchange longer than max_length"} or (
+        set(made["rows"]["dropped"]) == {"first exchange longer than max_length"})

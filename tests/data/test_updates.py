@@ -39,7 +39,7 @@ class Renderer:
             return RowError("a refused answer", found=answer)
         size = len(prompt) + len(answer)
         if size > self.max_length:
-            return Rendered(dropped="overlong", rendered=size)
+            return Rendered(dropped="longer than max_length", rendered=size)
         if not answer:
             return Rendered(dropped="empty answer", rendered=size)
         ids = np.frombuffer((prompt + answer).encode("latin-1"), np.uint8).astype(np.int32)
@@ -116,9 +116,9 @@ def test_the_head_tells_what_it_saw(tmp_path):
     data = write(tmp_path / "a.jsonl", rows)
     head = updates(data, shuffle=False, max_lost=0.2).head(Renderer)
     assert head.ledger.to_json()["rows"] == {"read": 10, "trained": 8, "cut": 0,
-                                             "dropped": {"empty answer": 1, "overlong": 1}}
+                                             "dropped": {"empty answer": 1, "longer than max_length": 1}}
     assert head.lengths == [7] + [12] * 8 + [67]
-    assert head.first_lost == {"empty answer": f"{data}:9", "overlong": f"{data}:10"}
+    assert head.first_lost == {"empty answer": f"{data}:9", "longer than max_length": f"{data}:10"}
     assert (head.thinking, head.example.origin, head.trained_share, head.keep_99) == (False, f"{data}:1", 5 / 12, None)
     assert updates(data, shuffle=False, max_lost=0.1).head(Renderer).keep_99 == 67
 
@@ -131,13 +131,14 @@ def test_dropped_rows_are_counted_each_time_and_listed_once(tmp_path):
     assert first.ledger == second.ledger
     assert first.ledger.to_json() == {
         "rows": {"read": 6, "trained": 1, "cut": 0,
-                 "dropped": {"empty answer": 1, "malformed row": 2, "overlong": 1, "trains nothing": 1}},
+                 "dropped": {"empty answer": 1, "longer than max_length": 1, "malformed row": 2,
+                             "nothing to train": 1}},
         "tokens": {"rendered": 97, "trained": 5, "masked": 7, "cut": 0, "dropped": 85}}
     assert len(first.sequences) == 1 and second.rejected == []
     by_line = {r["line"]: r for r in first.rejected}
     assert {r["file"] for r in first.rejected} == {data} and sorted(by_line) == [2, 3, 4, 5, 6]
     assert by_line[2] == {"file": data, "line": 2, "reason": "empty answer", "found": "7 tokens"}
-    assert by_line[3]["reason"] == "overlong" and by_line[4]["reason"] == "trains nothing"
+    assert by_line[3]["reason"] == "longer than max_length" and by_line[4]["reason"] == "nothing to train"
     assert by_line[6] == {"file": data, "line": 6, "reason": "a refused answer", "found": "refused"}
 
 
