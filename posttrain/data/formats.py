@@ -25,7 +25,7 @@ PARTS = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class KnownFormat:
     """A known format: the column names that may fill each part it needs, and each it may have."""
 
     name: str
@@ -40,16 +40,16 @@ class Shape:
 
 _SYSTEM, _TOOLS = ("system", "system_prompt"), ("tools",)
 # The first that fits is taken: a set with `messages` and `prompt` is read by its messages.
-SHAPES = (
-    Shape("messages", {"messages": ("messages",)}, {"system": _SYSTEM, "tools": _TOOLS}),
-    Shape("sharegpt", {"messages": ("conversations", "conversation")}, {"system": _SYSTEM, "tools": _TOOLS}),
-    Shape("alpaca", {"prompt": ("instruction",), "response": ("output", "response")},
+KNOWN = (
+    KnownFormat("messages", {"messages": ("messages",)}, {"system": _SYSTEM, "tools": _TOOLS}),
+    KnownFormat("sharegpt", {"messages": ("conversations", "conversation")}, {"system": _SYSTEM, "tools": _TOOLS}),
+    KnownFormat("alpaca", {"prompt": ("instruction",), "response": ("output", "response")},
           {"input": ("input", "context"), "system": _SYSTEM, "history": ("history",), "tools": _TOOLS}),
-    Shape("prompt/completion", {"prompt": ("prompt", "query"), "response": ("completion", "response")},
+    KnownFormat("prompt/completion", {"prompt": ("prompt", "query"), "response": ("completion", "response")},
           {"input": (), "system": _SYSTEM, "history": ("history",), "tools": _TOOLS}),
-    Shape("question/answer", {"prompt": ("question",), "response": ("answer", "response")},
+    KnownFormat("question/answer", {"prompt": ("question",), "response": ("answer", "response")},
           {"input": (), "system": _SYSTEM, "history": ("history",), "tools": _TOOLS}),
-    Shape("text", {"text": ("text",)}),
+    KnownFormat("text", {"text": ("text",)}),
 )
 _PAIRS = (("chosen", "rejected"), ("chosen_messages", "rejected_messages"))
 
@@ -144,14 +144,14 @@ def detect(columns: Many[str], sample: Many[dict[str, Any]], overrides: dict[str
     _check_overrides(columns, overrides)
     if not set(overrides) & {"messages", "prompt", "response", "text"}:
         _refuse_preferences(columns, sample)
-    for shape in SHAPES:
-        allowed = {**shape.needs, **shape.may}
+    for known in KNOWN:
+        allowed = {**known.needs, **known.may}
         parts = {part: overrides.get(part) or next((c for c in names if c in columns), None)
                  for part, names in allowed.items()}
-        if set(overrides) <= set(allowed) and all(parts[part] for part in shape.needs):
+        if set(overrides) <= set(allowed) and all(parts[part] for part in known.needs):
             parts = {part: column for part, column in parts.items() if column}
-            named = bool(set(overrides) & set(shape.needs))
-            name = "prompt/response" if named and "prompt" in parts else shape.name
+            named = bool(set(overrides) & set(known.needs))
+            name = "prompt/response" if named and "prompt" in parts else known.name
             return Format(name, parts, tuple(c for c in columns if c not in parts.values()))
     raise _unknown(columns, overrides)
 
@@ -207,10 +207,10 @@ def _unknown(columns: Many[str], overrides: dict[str, str]) -> UserError:
         return max(((difflib.SequenceMatcher(None, name, c.lower()).ratio(), c) for name in names for c in among),
                    default=(0.0, ""), key=lambda scored: scored[0])
 
-    def score(shape: Shape) -> float:
-        return sum(guess(names)[0] for names in shape.needs.values()) / len(shape.needs)
+    def score(known: KnownFormat) -> float:
+        return sum(guess(names)[0] for names in known.needs.values()) / len(known.needs)
 
-    nearest, named = max(SHAPES, key=score), dict(overrides)
+    nearest, named = max(KNOWN, key=score), dict(overrides)
     for part, names in nearest.needs.items():
         if part not in named:
             ratio, column = guess(names, [c for c in columns if c not in named.values()])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from posttrain.core.errors import RowError, UserError
-from posttrain.data.formats import SHAPES, detect
+from posttrain.data.formats import KNOWN, detect
 
 U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
@@ -269,7 +269,7 @@ def test_a_row_without_a_column_of_the_others():
 
 
 def test_every_format_says_what_it_needs():
-    assert [str(s) for s in SHAPES] == [
+    assert [str(s) for s in KNOWN] == [
         "messages: messages; optional system, tools",
         "sharegpt: conversations or conversation; optional system, tools",
         "alpaca: instruction, output or response; optional input, system, history, tools",
