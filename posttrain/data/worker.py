@@ -12,6 +12,8 @@ import pickle
 import queue
 import signal
 import threading
+from functools import partial
+from importlib import import_module
 from typing import Any, BinaryIO
 
 from ..core.errors import UserError
@@ -48,6 +50,7 @@ def _serve(asked: queue.SimpleQueue, answers: queue.Queue) -> None:
     _, settings = asked.get()
     work = Updates(settings)
     answers.put(("opened", work.opened))
+    import_module("transformers.utils.chat_template_utils")  # half a second, spent before the tokenizer comes
     run, n = 0, work.order.total  # which `batches` command is being answered, and the next update of it
     while True:
         if n >= work.order.total or not asked.empty():
@@ -67,8 +70,6 @@ def _serve(asked: queue.SimpleQueue, answers: queue.Queue) -> None:
 
 def _renderer_of(spec: Any, settings: Any):
     """A maker of renderers from the tokenizer's spec and the settings that rendering follows."""
-    from functools import partial
-
     from .render import Renderer
 
     return partial(Renderer, spec, train_on=settings.train_on, overlong=settings.overlong)
