@@ -23,6 +23,7 @@ class Outcome:
     was_cut: bool = False
     dropped: str | None = None
     error: RowError | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, origin: str, made: Any) -> Outcome:
@@ -31,8 +32,8 @@ class Outcome:
             return cls(made.where or origin, dropped=MALFORMED, error=made)
         dropped = made.dropped or (None if any(s.trained for s in made.sequences) else NOTHING_TRAINED)
         if dropped:
-            return cls(origin, rendered=made.rendered, dropped=dropped)
-        return cls(origin, made.sequences, made.rendered, made.cut, made.was_cut)
+            return cls(origin, rendered=made.rendered, dropped=dropped, notes=getattr(made, "notes", ()))
+        return cls(origin, made.sequences, made.rendered, made.cut, made.was_cut, notes=getattr(made, "notes", ()))
 
     def count(self, ledger: Ledger) -> None:
         """Enter the row into a ledger."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -65,7 +65,8 @@ class Updates:
         self._ready, self._next = deque(outcomes), 0
         sequences, ledger = settle(outcomes)
         lengths = sorted(o.rendered for o in outcomes if not o.error)
-        head = Head(ledger, lengths, thinking, why, next(iter(sequences), None))
+        notes = dict(Counter(note for o in outcomes for note in o.notes))
+        head = Head(ledger, lengths, thinking, why, next(iter(sequences), None), notes=notes)
         for outcome in outcomes:
             if outcome.dropped:
                 head.first_lost.setdefault(outcome.dropped, outcome.origin)

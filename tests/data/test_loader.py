@@ -255,6 +255,15 @@ def test_a_worker_killed_in_a_walk(rows, spec):
             assert batch.step < 1000
 
 
+def test_a_bug_in_the_worker_is_no_riddle(rows, capfd):
+    with load(rows, "no tokenizer at all") as loader, pytest.raises(UserError) as e:
+        loader.judge()
+    assert str(e.value) == ("error: the data worker stopped\n"
+                            "  found:    exit status 1\n"
+                            "  fix:      this is a bug: please report the traceback it printed above")
+    assert capfd.readouterr().err.splitlines()[-1].startswith("AttributeError: 'str' object has no attribute")
+
+
 def test_real_rows_balance(shared_data, spec):
     data = str(shared_data / "stanford_alpaca" / "alpaca_data.json.gz") + "[#2000]"
     ledger = Ledger()

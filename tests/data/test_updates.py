@@ -19,6 +19,7 @@ class Rendered:
     rendered: int = 0
     cut: int = 0
     was_cut: bool = False
+    notes: tuple = ()
 
 
 class Renderer:
@@ -44,7 +45,8 @@ class Renderer:
             return Rendered(dropped="empty answer", rendered=size)
         ids = np.frombuffer((prompt + answer).encode("latin-1"), np.uint8).astype(np.int32)
         weights = np.r_[np.zeros(len(prompt)), np.full(len(answer), float(answer != "zero"))].astype(np.float32)
-        return Rendered([Sequence(ids, weights, np.zeros(size, np.uint8), row.origin, row.source)], rendered=size)
+        return Rendered([Sequence(ids, weights, np.zeros(size, np.uint8), row.origin, row.source)], rendered=size,
+                        notes=("a digit",) * any(c.isdigit() for c in prompt))
 
 
 def alpaca(i, answer=None):
@@ -117,6 +119,7 @@ def test_the_head_tells_what_it_saw(tmp_path):
     head = updates(data, shuffle=False, max_lost=0.2).head(Renderer)
     assert head.ledger.to_json()["rows"] == {"read": 10, "trained": 8, "cut": 0,
                                              "dropped": {"empty answer": 1, "longer than max_length": 1}}
+    assert head.notes == {"a digit": 8}
     assert head.lengths == [7] + [12] * 8 + [67]
     assert head.first_lost == {"empty answer": f"{data}:9", "longer than max_length": f"{data}:10"}
     assert (head.thinking, head.example.origin, head.trained_share, head.keep_99) == (False, f"{data}:1", 5 / 12, None)
