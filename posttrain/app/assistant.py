@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from posttrain.core.config import Settings
+from posttrain.core.config import Settings, read_config
 
 
 class Assistant:
@@ -18,6 +19,13 @@ class Assistant:
     def describe(self) -> str:
         """One line: device, type, template."""
         return self.facts
+
+    @cached_property
+    def forward(self):
+        """What losses are measured with; the load probe has judged it."""
+        from posttrain.model.probe import prepare_forward
+
+        return prepare_forward(self.model)[0]
 
     def chat(self, messages: str | list[dict[str, Any]], **how: Any) -> str:
         """The answer to a conversation (or to one question); `how` as in `answers`."""
@@ -40,6 +48,34 @@ class Assistant:
 
 
 def load(name: str | Path, settings: Settings | None = None) -> Assistant:
-    """Load anything that answers: a run, a checkpoint, an adapter, a Hugging Face folder, a hub id, or `builtin`."""
+    """Load anything that answers: a run, a checkpoint, an adapter, a Hugging Face folder, a hub id, or `builtin`.
+
+    Of `settings` it reads chat_template, enable_thinking, template_date, dtype, device, threads, trust_remote_code.
+    """
     settings = settings or Settings()
-    raise NotImplementedError
+    from posttrain.data.render import Renderer
+    from posttrain.data.tokenizer import load_tokenizer
+    from posttrain.model.resolve import resolve_model
+
+    ref = resolve_model(name)
+    spec = load_tokenizer(ref.tokenizer, chat_template=settings.chat_template, template_date=_date(ref, settings),
+                          trust_remote_code=settings.trust_remote_code)
+    thinking = None if settings.enable_thinking == "auto" else settings.enable_thinking == "true"
+    renderer = Renderer(spec, enable_thinking=thinking)
+    import torch
+
+    from posttrain.model.policy import open_model
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    policy = open_model(ref, dtype=settings.dtype, device=settings.device,
+                        trust_remote_code=settings.trust_remote_code)
+    facts = f"{policy.device}, {str(policy.dtype).removeprefix('torch.')}, template {spec.template_name}"
+    return Assistant(str(name), policy.model, renderer, facts)
+
+
+def _date(ref, settings: Settings) -> str | None:
+    """The date for templates that print today's: as set, else the one that the run was trained with."""
+    if settings.template_date or ref.run is None:
+        return settings.template_date
+    return read_config(ref.run / "config.yaml").get("template_date")

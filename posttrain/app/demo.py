@@ -59,8 +59,8 @@ def main(command: Command) -> int:
     after = _score(tuned, completions=True)
     console.print(_table(before, after))
     seconds = time.perf_counter() - began
-    console.print(f"{seconds:.0f} s in all. The model lies in {run.model_path}; everything about the run in {run.path}.",
-                  markup=False, soft_wrap=True)
+    console.print(f"{seconds:.0f} s in all. The model lies in {run.model_path}; everything about the run in "
+                  f"{run.path}.", markup=False, soft_wrap=True)
     next_commands(console, [
         (f"posttrain chat {run.path}", "talk to it"),
         (f"posttrain compare builtin {run.path} --questions {held_out_path()} --limit 5", "side by side"),

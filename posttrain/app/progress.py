@@ -82,7 +82,7 @@ class Progress:
 
     def _text(self, metrics: dict[str, Any]) -> str:
         left = (self.total - self.done) * sum(self.recent) / len(self.recent)
-        parts = [f"loss {metrics['loss']:.4f}", f"{metrics['tokens_per_second']:,.0f} tok/s", memory_text(),
-                 f"{duration(time.perf_counter() - self.began)} < {duration(left)}" if self.live
-                 else f"{duration(time.perf_counter() - self.began)} gone, {duration(left)} to go"]
+        loss = "no row to train" if metrics["loss"] is None else f"loss {metrics['loss']:.4f}"
+        parts = [loss, f"{metrics['tokens_per_second']:,.0f} tok/s", memory_text(),
+                 f"{duration(time.perf_counter() - self.began)}, {duration(left)} left"]
         return "  ".join(parts)

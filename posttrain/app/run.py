@@ -37,6 +37,11 @@ class Run:
         return read_config(self.path / "config.yaml")
 
     @property
+    def status(self) -> dict[str, Any]:
+        """run.json: status (running, interrupted, failed, finished), step, held-out losses."""
+        return json.loads((self.path / "run.json").read_text("utf-8"))
+
+    @property
     def ledger(self) -> dict[str, Any]:
         """What became of every row and token."""
         return json.loads((self.path / "ledger.json").read_text("utf-8"))

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
 from ..data.render import Renderer
 from ..model.sample import generate
 
@@ -28,23 +31,40 @@ def ask(model, renderer: Renderer, conversations: list[list[dict[str, Any]]], *,
     `on_text` is given the text of a single conversation's answer piece by piece.
     """
     prompts = [renderer.prompt(messages) for messages in conversations]
-    stops = set(renderer.stop_ids)
-    stream = None
-    if on_text is not None:
-        assert len(prompts) == 1, "only one answer can be streamed"
-        pieces = renderer.spec.stream()
-
-        def stream(_: int, token: int) -> None:
-            if token not in stops and (text := pieces(token)):
-                on_text(text)
-
+    assert on_text is None or len(prompts) == 1, "only one answer can be streamed"
+    stream = Stream(renderer, on_text) if on_text else None
     made = generate(model, prompts, max_new_tokens=max_new_tokens, stop_ids=renderer.stop_ids,
                     temperature=temperature, top_p=top_p, seed=seed, on_token=stream)
-    return [Answer(renderer.spec.decode(g.answer_ids), g.ids, g.stopped) for g in made]
+    answers = [Answer(renderer.spec.decode(g.answer_ids), g.ids, g.stopped) for g in made]
+    if stream:
+        stream.finish(answers[0].text)
+    return answers
+
+
+class Stream:
+    """Ids as they are sampled -> text pieces, whole characters only; joined they are the answer's text
+    (test_answers.py::test_the_stream_is_the_text)."""
+
+    def __init__(self, renderer: Renderer, on_text: Callable[[str], None]):
+        self.backend = Tokenizer.from_str(renderer.spec.backend)
+        self.decoder, self.stops = DecodeStream(skip_special_tokens=False), set(renderer.stop_ids)
+        self.on_text, self.said = on_text, ""
+
+    def __call__(self, _: int, token: int) -> None:
+        if token not in self.stops and (text := self.decoder.step(self.backend, token)):
+            self.said += text
+            self.on_text(text)
+
+    def finish(self, text: str) -> None:
+        """Hand on what was held back: half a character at the very end."""
+        if text.startswith(self.said) and len(text) > len(self.said):
+            self.on_text(text[len(self.said):])
 
 
 def continue_text(model, renderer: Renderer, texts: list[str], *, max_new_tokens: int) -> list[str]:
     """The greedy continuation of each text as plain prose, as a base model would go on; B texts -> B texts."""
-    prompts = [renderer.spec.encode_text(text) for text in texts]
+    spec = renderer.spec
+    backend = Tokenizer.from_str(spec.backend)
+    prompts = [spec.text_prefix + backend.encode(text, add_special_tokens=False).ids for text in texts]
     made = generate(model, prompts, max_new_tokens=max_new_tokens, stop_ids=renderer.stop_ids)
     return [renderer.spec.decode(g.answer_ids) for g in made]

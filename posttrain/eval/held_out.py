@@ -57,9 +57,8 @@ def score(model, forward: Forward, renderer: Renderer, questions: list[Question]
           completions: bool = False) -> tuple[Score, list[Answer]]:
     """Ask every question greedily and compare; the answer counts as exact when it is the expected text to the letter
     (surrounding space aside)."""
-    lengths = [len(renderer.spec.encode_text(q.answer)) for q in questions]
     answers = ask(model, renderer, [[{"role": "user", "content": q.prompt}] for q in questions],
-                  max_new_tokens=max(lengths) + ROOM)
+                  max_new_tokens=longest(renderer, [q.answer for q in questions]) + ROOM)
     rows = [Row("conversation", f"held_out:{i}", messages=[{"role": "user", "content": q.prompt},
                                                            {"role": "assistant", "content": q.answer}])
             for i, q in enumerate(questions, 1)]
@@ -73,7 +72,12 @@ def score(model, forward: Forward, renderer: Renderer, questions: list[Question]
 def completed(model, renderer: Renderer, questions: list[Question]) -> float:
     """Share of the facts that the model completes as prose: its greedy continuation begins with the completion."""
     asked = [q for q in questions if q.prefix]
-    longest = max(len(renderer.spec.encode_text(q.completion)) for q in asked)
-    said = continue_text(model, renderer, [q.prefix for q in asked], max_new_tokens=longest + 2)
+    room = longest(renderer, [q.completion for q in asked]) + 2
+    said = continue_text(model, renderer, [q.prefix for q in asked], max_new_tokens=room)
     right = sum(s.strip().startswith(q.completion.strip()) for s, q in zip(said, asked, strict=True))
     return right / len(asked)
+
+
+def longest(renderer: Renderer, texts: list[str]) -> int:
+    """Tokens of the longest of some texts."""
+    return max(len(e.ids) for e in renderer.encoder.encode(texts))

@@ -34,7 +34,7 @@ def test_tens_of_lines_for_any_length(total):
 
 def test_a_line_says_what_matters():
     line = shown(10)[4]
-    for part in ("update 5/10", "epoch 0.50", "loss 0.2000", "6,123 tok/s", "RAM ", "0:10 to go"):
+    for part in ("update 5/10", "epoch 0.50", "loss 0.2000", "6,123 tok/s", "RAM ", "0:10 left"):
         assert part in line, line
 
 

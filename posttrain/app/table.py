@@ -1,0 +1,81 @@
+"""The first rows of the data as a table of prompts and responses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from posttrain.core.config import Settings
+from posttrain.core.errors import RowError
+from posttrain.core.sequence import Row
+from posttrain.data.read import open_sources
+
+LONG = 500  # characters of a cell
+
+
+def first_rows(settings: Settings, limit: int) -> list[Row]:
+    """The first `limit` rows over all of `data`, in file order; a malformed one follows `bad_rows`."""
+    rows: list[Row] = []
+    for source in open_sources(settings.data, columns=settings.columns):
+        for i in range(len(source)):
+            if len(rows) == limit:
+                return rows
+            try:
+                rows.append(source.row(i))
+            except RowError as e:
+                e.where = e.where or source.origin(i)
+                if settings.bad_rows == "error":
+                    raise
+    return rows
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """Origin with prompt and response, or with the text."""
+    if row.kind == "text":
+        return {"origin": row.origin, "text": row.text}
+    return {"origin": row.origin, "prompt": prompt_text(row), "response": response_text(row)}
+
+
+def as_table(rows: list[Row]) -> Table:
+    """One line per row: where it stands, what is asked, what is answered."""
+    table = Table(show_lines=True, expand=True)
+    table.add_column("row", style="dim", overflow="fold", max_width=24)  # file and line; the JSON has the whole path
+    if all(r.kind == "text" for r in rows):
+        table.add_column("text", ratio=1)
+    else:
+        table.add_column("prompt", ratio=2)
+        table.add_column("response", ratio=3)
+    for row in rows:
+        cells = [row.text or ""] if row.kind == "text" else [prompt_text(row), response_text(row)]
+        if row.kind == "text" and len(table.columns) == 3:
+            cells = ["", *cells]
+        table.add_row(Text(row.origin.rpartition("/")[2]), *(Text(_short(c)) for c in cells))
+    return table
+
+
+def prompt_text(row: Row) -> str:
+    """Everything before the last answer; roles are named where there is more than one message."""
+    before = row.messages[:_answer(row)]
+    if len(before) == 1 and before[0]["role"] == "user":
+        return before[0]["content"]
+    return "\n".join(f"[{m['role']}] {_content(m)}" for m in before)
+
+
+def response_text(row: Row) -> str:
+    """The last answer."""
+    return _content(row.messages[_answer(row)])
+
+
+def _answer(row: Row) -> int:
+    return max((i for i, m in enumerate(row.messages) if m["role"] == "assistant"), default=len(row.messages) - 1)
+
+
+def _content(message: dict[str, Any]) -> str:
+    calls = [f"calls {c['function']['name']}({c['function']['arguments']})" for c in message.get("tool_calls") or []]
+    return "\n".join([t for t in (message.get("content"),) if t] + calls)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONG else text[:LONG] + " …"
