@@ -1,0 +1,43 @@
+"""The model card: what was trained on what, how, and what became of every row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from posttrain import __version__
+from posttrain.core.config import Settings, dump_config
+
+
+def model_card(settings: Settings, session: Any) -> str:
+    """README.md of the model folder: base, data, settings, ledger, how to load it."""
+    loop, spec = session.loop, session.spec
+    ledger = loop.state.ledger.to_json()
+    base = session.policy.ref.base if session.policy.ref else None
+    lora = settings.method == "lora"
+    named = base if base and not Path(base).exists() else None
+    head = ["---", "library_name: " + ("peft" if lora else "transformers"), "tags: [posttrain, sft]"]
+    head += [f"base_model: {named}"] if named else []
+    rows = "\n".join(f"| {s['spec']} | {s['rows']:,} | {s['format']} | "
+                     f"{'' if s['share'] is None else format(s['share'], '.0%')} |" for s in loop.loader.opened.sources)
+    load = ("AutoPeftModelForCausalLM" if lora else "AutoModelForCausalLM")
+    lines = [*head, "---", "", f"# {loop.record.folder.name}", "",
+             f"{'LoRA adapter on' if lora else 'Fine-tuned from'} `{named or settings.model}`"
+             if base else "Trained from scratch", f"with posttrain {__version__}.", "",
+             "## Data", "", "| source | rows | format | share of an update |", "| --- | --- | --- | --- |", rows, "",
+             "## What became of it", "",
+             f"rows: {ledger['rows']}", "", f"tokens: {ledger['tokens']}", ""]
+    if loop.state.eval_loss is not None:
+        before = loop.record.read_status().get("eval_loss_before")
+        lines += [f"Held-out loss: {before:.4f} before, {loop.state.eval_loss:.4f} after (nats per trained token).", ""]
+    lines += ["## Use", "", "```python", "from transformers import AutoTokenizer",
+              f"from {'peft' if lora else 'transformers'} import {load}", "",
+              f'model = {load}.from_pretrained("THIS_FOLDER")',
+              'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")', "```", "",
+              f"Chat template: {spec.template_name}. Turns end with "
+              + ", ".join(f"`{spec.decode([i])}`" for i in spec.stop_ids)
+              + ", which generation_config.json names as the end.", ""]
+    if spec.new_tokens and lora:
+        lines += ["The vocabulary grew: load it through AutoPeftModelForCausalLM, which resizes the base's embeddings.",
+                  ""]
+    return "\n".join([*lines, "## Settings", "", "```yaml", dump_config(settings).rstrip(), "```", ""])

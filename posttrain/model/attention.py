@@ -1,0 +1,264 @@
+"""Attention over a flat pack: no token ever sees another sequence, and no [T, T] mask is ever made.
+
+Registered with transformers under the name `posttrain` through its public attention interfaces, so any model that
+takes its attention from there runs packed without a patch. CUDA: `torch.nn.attention.varlen` in half precision; else,
+and on CPU, sequences of like length are gathered into causal batches (padding on the right is hidden by causality, so
+it needs no mask and adds nothing to a gradient).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+
+NAME = "posttrain"
+# On CPU in bf16 three plain matrix products beat the fused kernel up to this length (measured in bench/attention.py).
+SHORT = 256
+# A sequence joins a batch whose longest member is at most this many times longer.
+STRETCH = 1.34
+# Keywords that models pass to attention functions and that do not change what a packed causal attention computes.
+HARMLESS = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "is_causal",
+            "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "return_dict", "position_embeddings",
+            "output_router_logits", "num_items_in_batch", "cache"}
+
+
+class UnknownAttention(ValueError):
+    """A model asked its attention for something this module does not know; the load probe then falls back."""
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Sequences run as one causal batch [B, L]: `gather` [B*L] takes rows from the flat stream, padding repeats a
+    sequence's last token; `scatter` gives, for the tokens in `tokens` order, their row of the batch."""
+
+    batch: int
+    length: int
+    start: int | None  # a run of equal-length neighbours is a view of the stream: [start, start + B*L)
+    gather: torch.Tensor | None = None
+    scatter: torch.Tensor | None = None
+
+
+@dataclass(slots=True)
+class Layout:
+    """Where the sequences of the current pack lie, and how they are batched."""
+
+    bounds: list[int]
+    device: torch.device
+    buckets: list[Bucket] = field(default_factory=list)
+    inverse: torch.Tensor | None = None  # puts the buckets' tokens back in stream order
+    masks: dict = field(default_factory=dict)
+    cu_seqlens: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        lengths = [b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False)]
+        if self.device.type == "cuda":
+            self.cu_seqlens = torch.tensor(self.bounds, dtype=torch.int32, device=self.device)
+        order = sorted(range(len(lengths)), key=lambda s: -lengths[s])
+        groups: list[list[int]] = []
+        for s in order:
+            if groups and lengths[groups[-1][0]] <= STRETCH * lengths[s]:
+                groups[-1].append(s)
+            else:
+                groups.append([s])
+        taken: list[torch.Tensor] = []
+        for group in groups:
+            longest, starts = lengths[group[0]], torch.tensor([self.bounds[s] for s in group])
+            if len(group) == 1:
+                first = self.bounds[group[0]]
+                self.buckets.append(Bucket(1, longest, first))
+                taken.append(torch.arange(first, first + longest))
+                continue
+            inside = torch.arange(longest)
+            sizes = torch.tensor([lengths[s] for s in group])
+            rows = starts[:, None] + torch.minimum(inside[None], sizes[:, None] - 1)
+            real = (inside[None] < sizes[:, None]).flatten()
+            scatter = real.nonzero()[:, 0]
+            taken.append(rows.flatten()[scatter])
+            self.buckets.append(Bucket(len(group), longest, None, rows.flatten().to(self.device),
+                                       scatter.to(self.device)))
+        stream = torch.cat(taken)
+        if len(self.buckets) > 1 or self.buckets[0].gather is not None:
+            inverse = torch.empty_like(stream)
+            inverse[stream] = torch.arange(len(stream))
+            self.inverse = inverse.to(self.device)
+
+    def window_mask(self, length: int, window: int) -> torch.Tensor:
+        """[L, L] bool, true where query i may see key j: 0 <= i - j < window."""
+        if (length, window) not in self.masks:
+            i = torch.arange(length, device=self.device)
+            distance = i[:, None] - i[None, :]
+            self.masks[length, window] = (distance >= 0) & (distance < window)
+        return self.masks[length, window]
+
+
+_current: Layout | None = None
+
+
+def set_layout(layout: Layout | None) -> None:
+    """Name the pack that the next forward (and its recomputation in the backward) runs on."""
+    global _current
+    _current = layout
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of the stream into a padded batch, [T, …] -> [B*L, …]; the gradient of padding is dropped."""
+
+    @staticmethod
+    def forward(ctx, x, bucket, count):
+        ctx.bucket, ctx.count = bucket, count
+        return x.index_select(0, bucket.gather)
+
+    @staticmethod
+    def backward(ctx, grad):
+        rows = ctx.bucket.gather.index_select(0, ctx.bucket.scatter)
+        out = grad.new_zeros((ctx.count, *grad.shape[1:]))
+        out.index_copy_(0, rows, grad.index_select(0, ctx.bucket.scatter))
+        return out, None, None
+
+
+class _Permute(torch.autograd.Function):
+    """x[index] where index is a permutation; its gradient is a permutation too, not an addition."""
+
+    @staticmethod
+    def forward(ctx, x, index):
+        ctx.index = index
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, grad):
+        out = torch.empty_like(grad)
+        out.index_copy_(0, ctx.index, grad)
+        return out, None
+
+
+class _ShortCausal(torch.autograd.Function):
+    """Causal attention as three batched products, for short sequences in bf16 on CPU.
+
+    q [N, G*L, D], k, v [N, L, D], mask [G*L, L] -> [N, G*L, D]; N runs over batch × key heads, G query heads share one.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, mask, scale):
+        weights = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale).softmax(-1)
+        ctx.save_for_backward(q, k, v, weights)
+        ctx.scale = scale
+        return torch.bmm(weights, v)
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, weights = ctx.saved_tensors
+        grad_v = torch.bmm(weights.transpose(1, 2), grad)
+        inner = torch.bmm(grad, v.transpose(1, 2))
+        inner = torch._softmax_backward_data(inner, weights, -1, weights.dtype)
+        grad_q = torch.bmm(inner, k).mul_(ctx.scale)
+        return grad_q, torch.bmm(inner.transpose(1, 2), q).mul_(ctx.scale), grad_v, None, None
+
+
+def attend(module, query, key, value, attention_mask=None, *, scaling=None, dropout=0.0, sliding_window=None,
+           softcap=None, s_aux=None, position_bias=None, **rest):
+    """Attention of the current pack, for transformers' attention interface.
+
+    query [1, H, T, D], key, value [1, H_kv, T, D] -> ([1, T, H, D], None). Sliding windows, soft caps and sinks are
+    honoured; any other keyword raises UnknownAttention (test_attention.py::test_unknown_keyword_raises).
+    """
+    unknown = [k for k, v in rest.items() if v is not None and v is not False and k not in HARMLESS]
+    if unknown or position_bias is not None or attention_mask is not None:
+        raise UnknownAttention(f"unknown attention keyword: {', '.join(unknown) or 'a mask or position bias'}")
+    layout = _current
+    if layout is None or layout.bounds[-1] != query.shape[2]:
+        raise UnknownAttention("the pack's layout is not set")
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
+    plain = softcap is None and s_aux is None and dropout == 0.0
+    if plain and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and value.shape[-1] == key.shape[-1]:
+        return _varlen(q_THD, k_THD, v_THD, layout, scale, sliding_window)[None], None
+    special = (softcap, s_aux, dropout)
+    outputs = []
+    for bucket in layout.buckets:
+        q, k, v = (_take(x, bucket) for x in (q_THD, k_THD, v_THD))
+        window = sliding_window if sliding_window and sliding_window < bucket.length else None
+        out = _causal(q, k, v, scale, window, special, layout)  # [B, L, H, D]
+        out = out.reshape(-1, *out.shape[2:])
+        outputs.append(out if bucket.scatter is None else out.index_select(0, bucket.scatter))
+    stream = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return (stream if layout.inverse is None else _Permute.apply(stream, layout.inverse))[None], None
+
+
+def _take(x_THD, bucket):
+    """[T, H, D] -> [B, L, H, D]."""
+    if bucket.gather is None:
+        rows = x_THD[bucket.start: bucket.start + bucket.length]
+    else:
+        rows = _Gather.apply(x_THD, bucket, x_THD.shape[0])
+    return rows.unflatten(0, (bucket.batch, bucket.length))
+
+
+def _causal(q, k, v, scale, window, special, layout):
+    """One causal batch: q [B, L, H, D], k, v [B, L, H_kv, D] -> [B, L, H, D]."""
+    softcap, sinks, dropout = special
+    length, groups = q.shape[1], q.shape[2] // k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if softcap is not None or sinks is not None:
+        return _explicit(q, k, v, scale, window or length, softcap, sinks, dropout, layout).transpose(1, 2)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and length <= SHORT and dropout == 0.0:
+        batch, kv_heads, _, width = k.shape
+        mask = _additive(layout, length, window or length, groups, q.dtype)
+        out = _ShortCausal.apply(q.reshape(batch * kv_heads, groups * length, width),
+                                 k.reshape(batch * kv_heads, length, width),
+                                 v.reshape(batch * kv_heads, length, v.shape[-1]), mask, scale)
+        return out.view(batch, kv_heads * groups, length, v.shape[-1]).transpose(1, 2)
+    mask = None if window is None else layout.window_mask(length, window)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None,
+                                         scale=scale, enable_gqa=groups > 1)
+    return out.transpose(1, 2)
+
+
+def _additive(layout, length, window, groups, dtype):
+    """[G*L, L]: 0 where a query may look, minus infinity elsewhere."""
+    known = layout.masks.get((length, window, groups))
+    if known is None:
+        allowed = layout.window_mask(length, window)
+        known = torch.zeros(length, length, dtype=dtype).masked_fill_(~allowed, float("-inf")).repeat(groups, 1)
+        layout.masks[length, window, groups] = known
+    return known
+
+
+def _explicit(q, k, v, scale, window, softcap, sinks, dropout, layout):
+    """Scores written out, for what the fused kernels lack: soft caps (Gemma 2) and sinks (gpt-oss).
+
+    q [B, H, L, D] -> [B, H, L, D]; scores and softmax in at least float32.
+    """
+    groups, length = q.shape[1] // k.shape[1], q.shape[2]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (q @ k.transpose(-1, -2)).to(wide) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~layout.window_mask(length, window), float("-inf"))
+    if sinks is not None:  # one more column that takes probability and gives nothing
+        sink = sinks.to(wide).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sink], -1)
+    weights = scores.softmax(-1)[..., :length].to(v.dtype)
+    return F.dropout(weights, dropout, dropout > 0) @ v
+
+
+def _varlen(q_THD, k_THD, v_THD, layout, scale, window):
+    """The CUDA path: [T, H, D] -> [T, H, D] in one kernel."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest = max(b - a for a, b in zip(layout.bounds, layout.bounds[1:], strict=False))
+    left = -1 if not window else window - 1
+    return varlen_attn(q_THD, k_THD, v_THD, layout.cu_seqlens, layout.cu_seqlens, longest, longest, scale=scale,
+                       window_size=(left, 0), enable_gqa=q_THD.shape[1] != k_THD.shape[1])
+
+
+def _no_mask(*args, **kwargs):
+    return None
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, _no_mask)

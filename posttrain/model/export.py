@@ -1,0 +1,80 @@
+"""The result: a folder that transformers or PEFT loads with no code of ours."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import GenerationConfig
+
+from .checkpoint import write_error
+from .policy import Policy
+
+
+def export_model(folder: Path, policy: Policy, masters: dict[str, torch.Tensor], spec: Any, card: str) -> Path:
+    """Write `folder`: safetensors, tokenizer with its template, generation_config with the stop tokens, card.
+
+    full: every weight in the type the base is stored in. lora: a PEFT folder with float32 adapters, naming its base.
+    `masters` are the trained weights by parameter name. Written beside and renamed, so a folder of this name is whole.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        if hasattr(policy.model, "peft_config"):
+            _adapter(partial, policy, masters)
+        else:
+            _whole(partial, policy, masters)
+        spec.save(partial)
+        generation_config(policy.model, spec).save_pretrained(partial)
+        (partial / "README.md").write_text(card, "utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as e:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise write_error(e, folder) from e
+    return folder
+
+
+def _whole(folder: Path, policy: Policy, masters: dict[str, torch.Tensor]) -> None:
+    model = policy.model
+    weights = {n: masters.get(n, p).detach().to(policy.stored) for n, p in model.named_parameters()}
+    buffers = {n: b for n, b in model.state_dict().items() if n not in weights and n in dict(model.named_buffers())}
+    model.config.dtype = policy.stored
+    model.save_pretrained(folder, state_dict=weights | buffers)
+
+
+def _adapter(folder: Path, policy: Policy, masters: dict[str, torch.Tensor]) -> None:
+    model = policy.model
+    for config in model.peft_config.values():
+        base = Path(policy.ref.base)
+        config.base_model_name_or_path = str(base.resolve()) if base.exists() else policy.ref.base
+    held = {}
+    for name, p in model.named_parameters():
+        if name in masters:
+            held[name], p.data = p.data, masters[name]
+    try:
+        model.save_pretrained(folder, save_embedding_layers=False)
+    finally:
+        for name, p in model.named_parameters():
+            if name in held:
+                p.data = held[name]
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card; ours follows
+
+
+def generation_config(model, spec: Any) -> GenerationConfig:
+    """The base's generation settings with the stop set that training used; pad is never read as an end."""
+    config = GenerationConfig.from_dict((getattr(model, "generation_config", None) or GenerationConfig()).to_dict())
+    stops = list(spec.stop_ids)
+    config.eos_token_id = stops[0] if len(stops) == 1 else stops
+    if config.bos_token_id is None:
+        config.bos_token_id = spec.id("bos")
+    pad = spec.id("pad")
+    config.pad_token_id = pad if pad is not None else stops[0]
+    if not config.do_sample:  # a greedy config with sampling values is refused by transformers
+        config.temperature = config.top_p = config.top_k = None
+    return config

@@ -1,0 +1,145 @@
+"""From a pack to what objectives need: log-probs of the targets, never [T, V] logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ..core.pack import Pack
+from .attention import Layout, set_layout
+
+# Logits of one chunk may take this many bytes; more targets than fit are run in several recomputed chunks.
+CHUNK_BYTES = 128 << 20
+
+
+@dataclass(slots=True)
+class Outputs:
+    """What a forward filled, aligned with the pack's tokens; positions of weight 0 hold 0.
+
+    logprobs_T [T] nats, <= 0; entropy_T [T] nats; mean_logprob_T [T], the mean over the vocabulary (label smoothing).
+    float32, or float64 where the model computes in it.
+    """
+
+    logprobs_T: torch.Tensor | None = None
+    entropy_T: torch.Tensor | None = None
+    mean_logprob_T: torch.Tensor | None = None
+
+
+class Head:
+    """The model's own output head: calls its module, then applies its scale and soft cap.
+
+    `[K, D] -> [K, V]` logits. Scale and cap are read from the config under the names that transformers' models use;
+    the load probe compares the result with the model's own logits.
+    """
+
+    def __init__(self, model):
+        config = model.config.get_text_config()
+        self.module = model.get_output_embeddings()
+        self.scale = 1.0 / getattr(config, "logits_scaling", None) if getattr(config, "logits_scaling", None) else 1.0
+        self.scale *= getattr(config, "logit_scale", None) or 1.0
+        self.cap = getattr(config, "final_logit_softcapping", None)
+
+    def __call__(self, hidden_KD: torch.Tensor) -> torch.Tensor:
+        logits = self.module(hidden_KD)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.cap:
+            logits = self.cap * torch.tanh(logits / self.cap)
+        return logits
+
+
+def target_stats(logits_KV, targets_K, needs, temperature=1.0):
+    """Statistics of each row of logits at its target.
+
+    logits_KV [K, V], targets_K [K] -> tuple of [K] in the order logprobs, entropy, mean_logprob, those in `needs`.
+        logprob_k = z_k[y_k] - logsumexp(z_k),   entropy_k = -Σ_v p_v log p_v,   mean_k = mean_v log p_v
+    Computed in float32 (float64 logits stay float64).
+    """
+    wide = logits_KV.to(torch.promote_types(logits_KV.dtype, torch.float32))
+    if temperature != 1.0:
+        wide = wide / temperature
+    if needs == {"logprobs"}:
+        return (-F.cross_entropy(wide, targets_K, reduction="none"),)
+    log_p = F.log_softmax(wide, dim=-1)
+    found = []
+    if "logprobs" in needs:
+        found.append(log_p.gather(1, targets_K[:, None])[:, 0])
+    if "entropy" in needs:
+        found.append(-(log_p.exp() * log_p).sum(-1))
+    if "mean_logprob" in needs:
+        found.append(log_p.mean(-1))
+    return tuple(found)
+
+
+def token_logprobs(hidden_KD, head, targets_K, needs=frozenset({"logprobs"}), temperature=1.0, chunk=None):
+    """Target statistics in chunks of rows, each recomputed in the backward instead of kept.
+
+    hidden_KD [K, D] compute dtype, targets_K [K] int64 -> tuple of [K] (see `target_stats`), nats.
+    `chunk` changes memory, never the result (test_forward.py::test_chunk_changes_nothing).
+    """
+    count = hidden_KD.shape[0]
+    if chunk is None:
+        width = getattr(head.module, "out_features", None) or head.module.weight.shape[0]
+        chunk = max(16, CHUNK_BYTES // (4 * width))
+
+    def piece(hidden, targets):
+        return target_stats(head(hidden), targets, needs, temperature)
+
+    if count <= chunk:
+        return piece(hidden_KD, targets_K)
+    size = -(-count // -(-count // chunk))  # equal pieces
+    parts = [checkpoint(piece, hidden_KD[i:i + size], targets_K[i:i + size], use_reentrant=False,
+                        preserve_rng_state=False)
+             for i in range(0, count, size)]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+class Forward:
+    """Runs packs through one causal model: `forward(pack, needs) -> Outputs`.
+
+    `flat` runs a whole pack at once with packed attention; otherwise (models that failed the load probe) one sequence
+    at a time through the model's own forward and head. Both give the same numbers to rounding.
+    """
+
+    def __init__(self, model, *, flat: bool = True):
+        self.model, self.flat = model, flat
+        self.causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.decoder = self.causal.get_decoder()
+        self.head = Head(self.causal)
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.module.weight.device
+
+    def hidden(self, pack: Pack) -> torch.Tensor:
+        """Last hidden states, [T, D]; the pack's layout stays set until the next call, for recomputation."""
+        set_layout(Layout(pack.bounds, pack.ids_T.device))
+        return self.decoder(input_ids=pack.ids_T[None], position_ids=pack.positions_T[None],
+                            use_cache=False).last_hidden_state[0]
+
+    def __call__(self, pack: Pack, needs: Iterable[str] = ("logprobs",), temperature: float = 1.0) -> Outputs:
+        needs = frozenset(needs)
+        where = pack.weights_T.nonzero()[:, 0]
+        targets_K = pack.targets_T[where]
+        if self.flat:
+            hidden = self.hidden(pack)
+            columns = token_logprobs(hidden.index_select(0, where), self.head, targets_K, needs, temperature)
+        else:
+            columns = self._one_by_one(pack, needs, temperature)
+        names = [n for n in ("logprobs", "entropy", "mean_logprob") if n in needs]
+        size = pack.ids_T.shape[0]
+        return Outputs(**{f"{name}_T": torch.zeros(size, dtype=c.dtype, device=c.device).index_put((where,), c)
+                          for name, c in zip(names, columns, strict=True)})
+
+    def _one_by_one(self, pack: Pack, needs, temperature):
+        parts = []
+        for a, b in zip(pack.bounds, pack.bounds[1:], strict=False):
+            where = pack.weights_T[a:b].nonzero()[:, 0]
+            if len(where) or torch.is_grad_enabled():
+                logits = self.causal(input_ids=pack.ids_T[None, a:b], use_cache=False).logits[0]
+                parts.append(target_stats(logits[where], pack.targets_T[a:b][where], needs, temperature))
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))

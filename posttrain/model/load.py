@@ -1,0 +1,113 @@
+"""Models in: safetensors only, no code of theirs unless the user says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as hf_logging
+
+from ..core.errors import UserError
+from ..core.seeds import seed_for
+from .resolve import ModelRef
+
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
+
+
+def load_causal(ref: ModelRef, *, dtype: torch.dtype, device: torch.device | str = "cpu",
+                trust_remote_code: bool = False):
+    """The whole weights behind a reference, as a transformers causal model in `dtype` on `device`, in eval mode."""
+    check_weights(ref.base)
+    quiet_transformers()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(ref.base, dtype=dtype, trust_remote_code=trust_remote_code,
+                                                     use_safetensors=True, low_cpu_mem_usage=True)
+    except (OSError, SafetensorError) as e:
+        raise _load_error(ref, e) from None
+    except ValueError as e:
+        if "trust_remote_code" in str(e):
+            raise UserError("this model brings Python code of its own", where=ref.base,
+                            fix="read that code, then set trust_remote_code: true") from None
+        raise UserError("transformers cannot build this model", where=ref.base, found=str(e).split("\n")[0]) from None
+    return model.to(device).eval()
+
+
+def check_weights(base: str) -> None:
+    """A local folder must have its weights as safetensors; pickled ones alone are refused."""
+    folder = Path(base)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickled = [n for n in PICKLED if (folder / n).exists()] or [p.name for p in folder.glob("*.bin")]
+    if pickled:
+        raise UserError("the model has pickled weights only, and pickles can run code", where=base,
+                        found=", ".join(pickled), expected="model.safetensors",
+                        fix="convert once in a place you trust: AutoModelForCausalLM.from_pretrained(FOLDER)"
+                            ".save_pretrained(FOLDER)")
+    raise UserError("the model folder has no weights", where=base, expected="model.safetensors")
+
+
+def _load_error(ref: ModelRef, error: Exception) -> UserError:
+    if ref.is_hub:
+        return UserError("the model could not be fetched from the hub", where=ref.base, found=str(error).split("\n")[0],
+                         fix="check the name and the network, or name a local folder")
+    return UserError("the model folder cannot be read", where=ref.base, found=str(error).split("\n")[0])
+
+
+def from_scratch(architecture: str | Path, *, vocab_size: int, special: dict[str, int | None], seed: int,
+                 dtype: torch.dtype, device: torch.device | str = "cpu"):
+    """A randomly initialised model of the shape in a YAML file of Hugging Face config keys (`model_type` first).
+
+    The embedding has `vocab_size` rows unless the file asks for more; `special` gives bos, eos and pad ids.
+    """
+    config = read_architecture(architecture)
+    model_type = config.pop("model_type")
+    config["vocab_size"] = max(int(config.get("vocab_size", 0)), vocab_size)
+    config.update({k: v for k, v in special.items() if v is not None})
+    torch.manual_seed(seed_for(seed, "weights"))
+    try:
+        made = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config), dtype=torch.float32)
+    except (ValueError, TypeError, RuntimeError) as e:
+        raise UserError("no model can be built from these keys", where=str(architecture), found=str(e).split("\n")[0]
+                        ) from None
+    return made.to(device=device, dtype=dtype).eval()
+
+
+def read_architecture(path: str | Path) -> dict[str, Any]:
+    """The config keys of a from-scratch model; the file must exist and name a model_type that transformers knows."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError("the architecture file does not exist", where=str(path), fix="name a YAML file of config keys")
+    try:
+        config = yaml.safe_load(file.read_text("utf-8"))
+    except yaml.YAMLError as e:
+        raise UserError("the architecture file is not valid YAML", where=str(path), found=str(e)) from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise UserError("the architecture file names no model_type", where=str(path),
+                        expected="for example `model_type: qwen3`, then that config's keys")
+    return config
+
+
+def base_dtype(base: str) -> torch.dtype:
+    """The type a base's weights are stored in, from its config (float32 where it does not say)."""
+    config = AutoConfig.from_pretrained(base)
+    return config.get_text_config().dtype or config.dtype or torch.float32
+
+
+def quiet_transformers() -> None:
+    """No progress bars or advice of transformers between our own lines; errors still come as exceptions."""
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder is a finished Hugging Face model or adapter."""
+    return any(folder.glob("*.safetensors"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8"))

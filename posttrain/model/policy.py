@@ -1,0 +1,145 @@
+"""The model to be trained, or to answer: base, adapter, new tokens, types, put together in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..core.config import Settings, make_settings, read_config
+from ..core.errors import UserError
+from .adapters import add_lora, attach_adapter, grow_embeddings
+from .checkpoint import load_checkpoint, verify
+from .device import choose_device, choose_dtype
+from .load import base_dtype, from_scratch, load_causal
+from .resolve import ModelRef
+
+
+@dataclass(slots=True)
+class Policy:
+    """A built model: its compute type and device, the type its base is stored in, and lines to be printed."""
+
+    model: torch.nn.Module
+    ref: ModelRef | None
+    dtype: torch.dtype
+    device: torch.device
+    stored: torch.dtype
+    notes: list[str]
+
+
+def build_policy(settings: Settings, ref: ModelRef | None, *, vocab_size: int, new_tokens: list[int],
+                 special: dict[str, int | None]) -> Policy:
+    """The trainable model of a run, in train mode.
+
+    full: every weight trainable, held in float32 at first (the optimizer keeps those as masters and lowers the model's
+    copy). lora: the base frozen in the compute type, float32 adapters on top; a base that is itself an adapter has
+    that adapter continued. `ref` is None for a model from scratch (`model_config`). `new_tokens` are the ids that the
+    chat template added to the vocabulary of `vocab_size`.
+    """
+    device, _ = choose_device(settings.device)
+    dtype, _ = choose_dtype(settings.dtype, device)
+    held = torch.promote_types(dtype, torch.float32) if settings.method == "full" else dtype
+    if ref is None:
+        model = from_scratch(settings.architecture, vocab_size=vocab_size, special=special, seed=settings.seed,
+                             dtype=held, device=device)
+        stored = dtype
+    else:
+        model = load_causal(ref, dtype=held, device=device, trust_remote_code=settings.trust_remote_code)
+        stored = base_dtype(ref.base)
+    notes = []
+    if grown := grow_embeddings(model, vocab_size):
+        notes.append(f"embeddings grew by {len(grown)} to {vocab_size:,} rows for the chat template's tokens")
+    if settings.method == "lora":
+        model = _lora(model, settings, ref, new_tokens, notes)
+    elif ref is not None and ref.adapter:
+        model = attach_adapter(model, ref.adapter, trainable=False).merge_and_unload()
+        notes.append(f"the adapter {ref.adapter} was merged into its base before full fine-tuning")
+    if settings.method == "full":
+        model.requires_grad_(True)
+    if settings.gradient_checkpointing:
+        causal = model.get_base_model() if settings.method == "lora" else model
+        if hasattr(causal, "activation_checkpointing_enable"):
+            causal.activation_checkpointing_enable({"use_reentrant": False})
+        else:  # its name before transformers 5.2x
+            causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    return Policy(model, ref, dtype, device, stored, notes)
+
+
+def _lora(model, settings: Settings, ref: ModelRef | None, new_tokens: list[int], notes: list[str]):
+    if ref is None:
+        raise UserError("a model from scratch has no weights for adapters to stand on", where="method",
+                        found="lora", fix="set method: full")
+    if ref.adapter:
+        changed = sorted({"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"} & settings.model_fields_set)
+        wrapped = attach_adapter(model, ref.adapter, trainable=True)
+        old = wrapped.peft_config["default"]
+        same = {"lora_r": old.r, "lora_alpha": old.lora_alpha, "lora_dropout": old.lora_dropout}
+        for key in changed:
+            if key in same and getattr(settings, key) != same[key]:
+                raise UserError("the adapter that is continued has another shape", where=key,
+                                found=str(getattr(settings, key)), expected=str(same[key]),
+                                fix=f"drop {key}, or name its base as model for a fresh adapter")
+        notes.append(f"the adapter {ref.adapter} is continued (r = {old.r}, alpha = {old.lora_alpha:g})")
+        return wrapped
+    return add_lora(model, r=settings.lora_r, alpha=settings.lora_alpha, dropout=settings.lora_dropout,
+                    targets=settings.lora_target_modules, seed=settings.seed, new_tokens=new_tokens)
+
+
+def open_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> Policy:
+    """A model that answers, in eval mode: whole weights, base and adapter, or a checkpoint of a run."""
+    where, _ = choose_device(device)
+    kind, _ = choose_dtype(dtype, where)
+    if ref.checkpoint:
+        return _from_checkpoint(ref, kind, where)
+    model = load_causal(ref, dtype=kind, device=where, trust_remote_code=trust_remote_code)
+    if ref.adapter:
+        rows = _vocabulary(ref.tokenizer)
+        if rows > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        model = attach_adapter(model, ref.adapter, trainable=False).to(kind)
+    return Policy(model.eval(), ref, kind, where, base_dtype(ref.base), [])
+
+
+def _vocabulary(tokenizer: str) -> int:
+    from transformers import AutoTokenizer
+
+    return len(AutoTokenizer.from_pretrained(tokenizer))
+
+
+def _from_checkpoint(ref: ModelRef, dtype: torch.dtype, device: torch.device) -> Policy:
+    if wrong := verify(ref.checkpoint):
+        raise UserError("the checkpoint is damaged", where=str(ref.checkpoint), found=wrong,
+                        fix="name an older checkpoint, or the run")
+    files, state = load_checkpoint(ref.checkpoint)
+    settings = make_settings(read_config(ref.run / "config.yaml") | {"device": str(device), "dtype": "float32"})
+    under = ModelRef(ref.name, ref.base, ref.tokenizer, ref.adapter) if state["base"] else None
+    policy = build_policy(settings, under, vocab_size=state["vocab_size"], new_tokens=state["new_tokens"], special={})
+    parameters = dict(policy.model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in files["weights"].items():
+            parameters[name].copy_(tensor)
+    lower(policy.model, dtype)
+    return Policy(policy.model.eval(), ref, dtype, device, policy.stored, [])
+
+
+def lower(model, dtype: torch.dtype, keep: tuple[str, ...] = ()) -> None:
+    """Parameters in `dtype`, buffers (rotary frequencies) as they are; names that hold one of `keep` too."""
+    for name, p in model.named_parameters():
+        if not any(k in name for k in keep):
+            p.data = p.data.to(dtype)
+
+
+def kept_wide(model) -> tuple[str, ...]:
+    """Names of modules that the architecture wants in float32 whatever the compute type."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    names = set()
+    for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
+        names |= set(getattr(causal, attribute, None) or ())
+    return tuple(sorted(names))
+
+
+def run_settings(run: Path) -> Settings:
+    """The resolved settings of a run folder."""
+    return make_settings(read_config(run / "config.yaml"))

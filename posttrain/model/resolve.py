@@ -1,0 +1,97 @@
+"""What a model name means: the embedded base, a run, a checkpoint, an adapter, a Hugging Face folder, or a hub id."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..builtin import builtin_model_path
+from ..core.config import BUILTIN
+from ..core.errors import UserError
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """Where the parts of a model lie. `base` holds whole weights; `adapter` and `checkpoint` go on top of it."""
+
+    name: str
+    base: str
+    tokenizer: str
+    adapter: Path | None = None
+    checkpoint: Path | None = None
+    run: Path | None = None
+
+    @property
+    def is_hub(self) -> bool:
+        return not Path(self.base).exists()
+
+
+def resolve_model(name: str | Path) -> ModelRef:
+    """The parts behind a model name; a name that is nothing of these is a UserError.
+
+    `builtin` · run folder · RUN/checkpoints/N · adapter folder · Hugging Face folder · hub id (never an existing path).
+    """
+    text = str(name)
+    if text == BUILTIN:
+        folder = str(builtin_model_path())
+        return ModelRef(text, folder, folder)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _folder(text, path)
+    if path.exists():
+        raise UserError("a model is a folder, this is a file", where=text,
+                        fix="name the folder that holds config.json or adapter_config.json")
+    if text.startswith((".", "/", "~")) or text.count("/") > 1 or not HUB_ID.fullmatch(text) or (
+            "/" in text and path.parent.is_dir()):
+        raise UserError("there is no such model folder", where=text, fix=_nearest(path))
+    return ModelRef(text, text, text)
+
+
+def _folder(name: str, path: Path) -> ModelRef:
+    if (path / "config.yaml").is_file() and not (path / "config.json").is_file():
+        return _run(name, path)
+    if path.parent.name == "checkpoints" and (path / "manifest.json").is_file():
+        return _checkpoint(name, path, path.parent.parent)
+    if (path / "adapter_config.json").is_file():
+        base = json.loads((path / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+        if not base:
+            raise UserError("the adapter does not say which base it belongs to",
+                            where=str(path / "adapter_config.json"), expected="base_model_name_or_path")
+        under = resolve_model(base)
+        has_tokenizer = (path / "tokenizer_config.json").is_file()
+        return ModelRef(name, under.base, str(path) if has_tokenizer else under.tokenizer, adapter=path)
+    if (path / "config.json").is_file():
+        return ModelRef(name, str(path), str(path))
+    inside = sorted(p.name for p in path.iterdir())[:8]
+    raise UserError("this folder holds no model", where=str(path), found=", ".join(inside) or "an empty folder",
+                    expected="config.json (a model), adapter_config.json (an adapter) or config.yaml (a run)")
+
+
+def _run(name: str, run: Path) -> ModelRef:
+    if (run / "model" / "adapter_config.json").is_file() or (run / "model" / "config.json").is_file():
+        ref = _folder(name, run / "model")
+        return ModelRef(name, ref.base, ref.tokenizer, ref.adapter, ref.checkpoint, run)
+    kept = sorted((p for p in (run / "checkpoints").glob("*") if (p / "manifest.json").is_file()),
+                  key=lambda p: int(p.name) if p.name.isdigit() else -1)
+    if not kept:
+        raise UserError("this run has neither a finished model nor a checkpoint yet", where=str(run),
+                        fix=f"go on with `posttrain sft --resume --output_dir {run}`")
+    return _checkpoint(name, kept[-1], run)
+
+
+def _checkpoint(name: str, path: Path, run: Path) -> ModelRef:
+    facts = json.loads((path / "state.json").read_text("utf-8"))
+    tokenizer = run / "tokenizer"
+    return ModelRef(name, facts["base"], str(tokenizer), Path(facts["adapter"]) if facts.get("adapter") else None,
+                    path, run)
+
+
+def _nearest(path: Path) -> str:
+    siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    return f"did you mean {path.parent / near[0]}?" if near else "name an existing folder, a hub id, or `builtin`"

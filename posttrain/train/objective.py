@@ -1,0 +1,42 @@
+"""The one abstraction: columns in, one summed loss out. The loop owns scaling, accumulation and logging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..core.pack import Pack
+from ..model.forward import Forward, Outputs
+
+
+@dataclass(slots=True)
+class Models:
+    """The models an objective may ask in `collect`; supervised fine-tuning has a policy alone."""
+
+    policy: Forward
+
+
+class Objective:
+    """What is learnt from a pack. A new objective is one file.
+
+    `size` and `loss` see one pack; the loop divides the sum of all losses of an update once, by the sum of all sizes,
+    so neither may take a mean (test_invariance.py keeps every objective to that).
+    """
+
+    rows: ClassVar[frozenset[str]]
+    needs: ClassVar[frozenset[str]]
+
+    def size(self, pack: Pack) -> torch.Tensor:
+        """Units this pack adds to the denominator, a scalar."""
+        raise NotImplementedError
+
+    def collect(self, packs: Iterable[Pack], models: Models) -> Iterator[list[Pack]]:
+        """The packs of each update, without gradients; here: one update, nothing added."""
+        yield list(packs)
+
+    def loss(self, out: Outputs, pack: Pack) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The SUM over the pack's units, and sums to be logged (each divided by the same denominator)."""
+        raise NotImplementedError

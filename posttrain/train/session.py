@@ -1,0 +1,167 @@
+"""From settings to a loop that is ready to run, and from its end to the run's result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..core.config import Settings
+from ..core.errors import UserError
+from ..core.pack import Pack, make_pack
+from ..data.judge import Head
+from ..data.loader import Loader
+from ..data.packer import pack_sequences
+from ..model.adapters import count_parameters
+from ..model.checkpoint import latest_checkpoint, load_checkpoint
+from ..model.device import choose_device, choose_dtype
+from ..model.export import export_model
+from ..model.policy import Policy, build_policy, kept_wide
+from ..model.probe import prepare_forward
+from ..model.resolve import ModelRef
+from .loop import Loop, State
+from .objective import Models, Objective
+from .optim import MasterAdamW
+from .record import Record
+
+Note = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Session:
+    """A run between its start and its end."""
+
+    loop: Loop
+    policy: Policy
+    spec: Any
+    head: Head
+    record: Record
+    began: float
+
+    def run(self) -> str:
+        """Train -> `finished` or `interrupted`; a finished run has its model folder."""
+        loop, record = self.loop, self.record
+        record.status(status="running", step=loop.state.step)
+        try:
+            whole = loop.run()
+        except BaseException:
+            record.status(status="failed", step=loop.state.step)
+            raise
+        record.status(status="exporting" if whole else "interrupted", step=loop.state.step,
+                      eval_loss=loop.state.eval_loss)
+        return "finished" if whole else "interrupted"
+
+    def export(self, card: str) -> Path:
+        """Write the model folder and close the record."""
+        loop, record = self.loop, self.record
+        masters = loop.optimizer.tensors()["weights"]
+        folder = export_model(record.folder / "model", self.policy, masters, self.spec, card)
+        record.status(status="finished", step=loop.state.step, model="model", eval_loss=loop.state.eval_loss,
+                      seconds_of_last_start=round(time.perf_counter() - self.began, 2))
+        return folder
+
+
+def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader: Loader, spec: Any,
+                 objective: Objective, note: Note, began: float) -> Session:
+    """Build the model, its optimizer and the loop; restore the last checkpoint where `resume` asks for it.
+
+    `note` is told every choice with its reason, in the order a reader wants them. The loader works meanwhile.
+    """
+    set_determinism(settings)
+    new_tokens = [spec.control[token] for token in spec.new_tokens]
+    policy = build_policy(settings, ref, vocab_size=spec.vocab_size, new_tokens=new_tokens,
+                          special={f"{name}_token_id": spec.id(name) for name in ("bos", "eos", "pad")})
+    _tell_machine(settings, policy, note)
+    optimizer = MasterAdamW(policy.model.named_parameters(), beta1=settings.adam_beta1, beta2=settings.adam_beta2,
+                            eps=settings.adam_epsilon, weight_decay=settings.weight_decay)
+    record, state = Record(folder), State()
+    _restore(settings, record, optimizer, state, note)
+    optimizer.lower(policy.dtype, kept_wide(policy.model))
+    forward, how = prepare_forward(policy.model)
+    note(f"forward: {how}")
+    head = loader.judge()
+    spec.enable_thinking = head.thinking  # saved with the tokenizer: answers are asked for as training asked
+    pack_tokens = settings.pack_tokens
+    if pack_tokens == "auto":
+        pack_tokens, why = choose_pack_tokens(policy, settings.max_length)
+        note(f"pack_tokens = {pack_tokens}: {why}")
+    facts = {"base": str(Path(ref.base).resolve()) if ref and Path(ref.base).exists() else (ref.base if ref else ""),
+             "adapter": str(ref.adapter.resolve()) if ref and ref.adapter else None, "vocab_size": spec.vocab_size,
+             "new_tokens": new_tokens, "version": __version__,
+             "layout": {"pack_tokens": pack_tokens, "threads": torch.get_num_threads()}}
+    loop = Loop(settings, Models(forward), objective, optimizer, loader, record, pack_tokens,
+                held=_held_packs(settings, loader, pack_tokens, note), state=state, facts=facts)
+    return Session(loop, policy, spec, head, record, began)
+
+
+def _restore(settings: Settings, record: Record, optimizer: MasterAdamW, state: State, note: Note) -> None:
+    """Under `resume`: masters, moments and state of the newest checkpoint that verifies; else a fresh record."""
+    if not settings.resume:
+        return record.start(settings)
+    path, skipped = latest_checkpoint(record.folder / "checkpoints")
+    for line in skipped:
+        note(line)
+    if path is None:
+        note("no checkpoint yet: starting at update 0")
+        return record.start(settings)
+    files, saved = load_checkpoint(path)
+    restored = State.from_json(saved)
+    state.step, state.epoch, state.ledger, state.eval_loss = (restored.step, restored.epoch, restored.ledger,
+                                                              restored.eval_loss)
+    optimizer.restore(files, state.step)
+    record.rewind(state.step)
+    note(f"resumed from {path} (update {state.step})")
+    return None
+
+
+def set_determinism(settings: Settings) -> None:
+    """Threads, and bit-equal kernels where asked for."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if settings.deterministic:
+        torch.use_deterministic_algorithms(True)
+    elif torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
+
+
+def _tell_machine(settings: Settings, policy: Policy, note: Note) -> None:
+    _, why_device = choose_device(settings.device)
+    _, why_dtype = choose_dtype(settings.dtype, policy.device)
+    threads = f", {torch.get_num_threads()} threads" if policy.device.type == "cpu" else ""
+    note(f"device = {policy.device}: {why_device}{threads}")
+    note(f"dtype = {str(policy.dtype).removeprefix('torch.')}: {why_dtype}")
+    trainable, total = count_parameters(policy.model)
+    note(f"parameters: {trainable:,} trained of {total:,} ({trainable / total:.2%})")
+    for line in policy.notes:
+        note(line)
+
+
+def _held_packs(settings: Settings, loader: Loader, pack_tokens: int, note: Note) -> list[Pack]:
+    if not settings.eval_data and not settings.eval_split:
+        return []
+    held = loader.held_rows()
+    if not held.sequences:
+        raise UserError("no held-out row can be used", where="eval_data" if settings.eval_data else "eval_split",
+                        found=f"{held.ledger.rows_read} rows read, all dropped")
+    note(f"held out: {held.ledger.rows_trained:,} rows, {held.ledger.trained:,} tokens judged")
+    return [make_pack(p) for p in pack_sequences([[s] for s in held.sequences], pack_tokens)]
+
+
+def choose_pack_tokens(policy: Policy, max_length: int) -> tuple[int, str]:
+    """Tokens per forward for `auto`: as many, up to 16,384, as a quarter of the free memory holds the activations of.
+
+    A layer keeps about 16 values of the model's width and 3 of its inner width per token for the backward.
+    """
+    import psutil
+
+    config = policy.model.config.get_text_config()
+    wide, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    per_token = config.num_hidden_layers * (16 * wide + 3 * inner) * policy.dtype.itemsize
+    free = torch.cuda.mem_get_info()[0] if policy.device.type == "cuda" else psutil.virtual_memory().available
+    tokens = 1 << max(0, (free // 4 // per_token).bit_length() - 1)
+    return max(max_length, min(16384, tokens)), f"{free / 1e9:.1f} GB are free, about {per_token / 1e3:.0f} kB a token"

@@ -1,0 +1,59 @@
+"""One update: packs in, one gradient, one step. Nothing here depends on how the rows were laid into packs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+
+import torch
+
+from ..core.errors import UserError
+from ..core.pack import Pack
+from ..core.seeds import seed_for
+from .objective import Models, Objective
+
+
+def accumulate(models: Models, objective: Objective, packs: Many[Pack], seed: int, step: int) -> dict[str, float]:
+    """Backward over all packs of an update -> the update's means by name (`loss`, …), in the objective's units.
+
+    The sum of losses is divided once, by the sum of sizes over all packs, known before the first backward.
+    """
+    denominator = sum(objective.size(pack).double().item() for pack in packs)
+    if not denominator:
+        raise AssertionError("an update that trains nothing reached the model")
+    sums: dict[str, torch.Tensor] = {}
+    for number, pack in enumerate(packs):
+        torch.manual_seed(seed_for(seed, "dropout", step, number))
+        pack = pack.to(models.policy.device)
+        out = models.policy(pack, objective.needs)
+        loss, more = objective.loss(out, pack)
+        (loss / denominator).backward()
+        for name, value in (("loss", loss), *more.items()):
+            sums[name] = sums.get(name, 0) + value.detach().double()
+    return {name: float(value) / denominator for name, value in sums.items()}
+
+
+def check_finite(loss: float, norm: float, packs: Many[Pack], step: int) -> None:
+    """Stop before the optimizer's step where the loss or gradient is not finite, naming the rows of the update."""
+    if loss - loss == 0 and norm - norm == 0:
+        return
+    origins = sorted({o for pack in packs for o in pack.origins})
+    shown = ", ".join(origins[:8]) + (f" and {len(origins) - 8} more" if len(origins) > 8 else "")
+    raise UserError(f"the {'loss' if loss - loss else 'gradient'} of update {step} is not finite; the weights are as "
+                    f"before it", where=shown, found=f"loss {loss}, gradient norm {norm}",
+                    fix="lower learning_rate, or look at these rows with `posttrain data show`")
+
+
+@torch.no_grad()
+def evaluate(models: Models, objective: Objective, packs: Many[Pack]) -> dict[str, float]:
+    """The objective's means over held-out packs, in evaluation mode: {loss, units}."""
+    model = models.policy.model
+    was_training = model.training
+    model.eval()
+    total = units = 0.0
+    for pack in packs:
+        pack = pack.to(models.policy.device)
+        loss, _ = objective.loss(models.policy(pack, objective.needs), pack)
+        total += float(loss.double())
+        units += float(objective.size(pack).double())
+    model.train(was_training)
+    return {"loss": total / units if units else float("nan"), "units": units}
