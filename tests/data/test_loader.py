@@ -276,3 +276,25 @@ def test_real_rows_balance(shared_data, spec):
     assert made["rows"]["read"] == 2000 and made["rows"]["trained"] > 1500
     assert set(made["rows"]["dropped"]) == {"empty answer", "first exchange longer than max_length"} or (
         set(made["rows"]["dropped"]) == {"first exchange longer than max_length"})
+
+
+@pytest.mark.slow
+def test_a_million_rows_start_fast_seek_fast_and_stay_flat(tmp_path, spec):
+    data = write(tmp_path / "a.jsonl", [json.dumps(alpaca(i % 1000)) for i in range(1_000_000)])
+    start = time.perf_counter()
+    with load(data, spec, batch_size=16) as loader:
+        next(loader.batches())
+        assert time.perf_counter() - start < 8
+        worker = psutil.Process(loader._process.pid)
+        before = worker.memory_full_info().uss
+        assert len(list(islice(loader.batches(), 1000))) == 1000
+        assert worker.memory_full_info().uss < before + 16e6
+
+        def seconds(update):
+            began = time.perf_counter()
+            next(loader.batches(update))
+            return time.perf_counter() - began
+
+        seconds(5)
+        assert abs(seconds(10_000) - seconds(10)) < 1
+        assert seconds(100_000) < 2  # the second epoch: its permutation is made anew
