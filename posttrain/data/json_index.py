@@ -16,6 +16,7 @@ from ..core.errors import RowError, UserError
 from .files import CHUNK, Blob, decode, excerpt
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_NUMBER = re.compile(r"[-+.0-9eE]*")
 _DECODER = json.JSONDecoder()
 # {"data": [...]}: keys under which a file may wrap its list of rows.
 WRAPPERS = ("data", "rows", "train", "examples")
@@ -180,7 +181,8 @@ class _Scanner:
                 if self._more():
                     continue
                 raise self._explain(e) from None
-            if end == len(self.text) and self._more():  # a number may go on beyond the window
+            # a number may go on beyond the window: 0. is read as 0
+            if _NUMBER.match(self.text, self.pos).end() == len(self.text) and self._more():
                 continue
             start = self.offset + self.pos
             self._here()

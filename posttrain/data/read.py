@@ -25,7 +25,7 @@ from .tables import CsvRows, ParquetRows, TextRows
 _KIND = {"array": index_array, "json": index_json, "jsonl": index_lines, "csv": CsvRows, "parquet": ParquetRows,
          "text": TextRows}
 _SHARE, _FIRST = re.compile(r"(.*)@([^@/\[\]]*)", re.S), re.compile(r"(.*)\[#([^\]]*)\]", re.S)
-SAMPLE = 64  # rows from which a format is detected
+SAMPLE, TRIED = 64, 4000  # readable rows from which a format is detected, and how many are tried for them
 
 
 @dataclass(slots=True)
@@ -123,11 +123,13 @@ class Source:
     def sample(self) -> list[dict[str, Any]]:
         """The first readable rows; the first RowError if none of them is readable."""
         rows, error = [], None
-        for i in range(min(SAMPLE, len(self))):
+        for i in range(min(TRIED, len(self))):
             try:
                 rows.append(self[i].values)
             except RowError as e:
                 error = error or e
+            if len(rows) == SAMPLE:
+                break
         if not rows and error:
             raise error
         return rows

@@ -76,6 +76,17 @@ def test_an_array_larger_than_the_window_and_of_many_bytes_a_character(tmp_path,
     assert read(path) == (rows, [str(i + 1) for i in range(30)])
 
 
+@pytest.mark.parametrize("window", [1, 3, 7, 16])
+def test_values_that_a_window_cuts_in_two(tmp_path, monkeypatch, window):
+    monkeypatch.setattr("posttrain.data.json_index.CHUNK", window)
+    rows = [{"a": -1.25e-7, "b": [True, None, "\\u00e9\"é"]}, {"a": {"c": 12345678901234567890}}]
+    wrapped = {"meta": 0.4616930885516656, "more": -1e-5, "flag": False, "data": rows, "last": "}"}
+    path = write(tmp_path / "a.json", json.dumps(wrapped, ensure_ascii=False, indent=1))
+    assert read(path) == (rows, ["6", "14"])
+    path = write(tmp_path / "b.json", "\n".join(json.dumps(r, indent=1) for r in rows))
+    assert read(path)[0] == rows
+
+
 def test_csv_with_quoted_line_ends(tmp_path):
     with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8-sig") as f:
         out = csv.writer(f)
@@ -255,3 +266,12 @@ def test_a_row_error_does_not_stop_the_rows_after_it(tmp_path):
     with pytest.raises(RowError):
         source[2]
     assert source.columns == ["instruction", "output"] and source.format.name == "alpaca"
+
+
+def test_a_format_is_found_behind_many_bad_rows(tmp_path):
+    source = open_source(write(tmp_path / "a.jsonl", "{broken\n" * 200 + jsonl()))
+    assert source.format.name == "alpaca" and source.row(200).messages[1]["content"] == "answer 0"
+    source = open_source(write(tmp_path / "b.jsonl", "{broken\n" * 3))
+    with pytest.raises(RowError) as e:
+        source.format  # noqa: B018 - detection is what fails
+    assert e.value.where == f"{tmp_path}/b.jsonl:1"
