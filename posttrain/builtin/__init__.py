@@ -43,7 +43,7 @@ def demo_settings_path() -> Path:
 
 
 def builtin_spec(spec: str) -> str:
-    """A `--data` spec with a leading `builtin[:PART]` replaced by its path; suffixes and other specs stay as they are."""
+    """A `--data` spec with a leading `builtin[:PART]` replaced by its path; suffixes and other specs stay."""
     for name in ("builtin", *(f"builtin:{part}" for part in PARTS)):
         rest = spec.removeprefix(name)
         if spec.startswith(name) and (not rest or rest[0] in "@["):
