@@ -172,6 +172,5 @@ def left_out(messages: list[dict[str, Any]], tools: list | None, shape: Shape) -
         ("the system message", not shape.system and "system" in roles),
         ("the tool definitions", not shape.tools and tools is not None),
         ("the tool results", not shape.tool_results and "tool" in roles),
-        ("reasoning", not shape.reads_think and any(m.get("reasoning_content") for m in messages)),
     ]
     return tuple(f"{what}: not rendered by the template" for what, is_so in absent if is_so)

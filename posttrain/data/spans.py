@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,16 +90,22 @@ class Finder:
             prompt = self.text(talk, head, prompt=True, thinking=thinking)
             full, marks = self._through(talk, through, thinking)
             if full.startswith(prompt):
-                text, shift = full, 0
+                text = full
                 break
             first = first or (prompt, full, marks, thinking)
         else:
             prompt, full, marks, thinking = first
-            text, shift = self._bridge(prompt, full, message, talk, index)
+            text, closing = self._bridge(prompt, full, message, talk, index)
+            if marks is not None:  # what closes the reasoning block is not the template's to mark
+                shift = len(text) - len(full)
+                marks = [(len(prompt), len(prompt) + closing), *((a + shift, b + shift) for a, b in marks)]
         pieces, end, unrendered = self._pieces(talk, index, text, len(prompt), thinking)
         text, ending, stop = self.end(text, end, message, talk)
-        if marks is not None:
-            marks = [(a + shift, b + shift) for a, b in marks]
+        if talk.encoder.any_mirror.sub("", text[stop:]).strip():
+            raise UserError("text stands after the stop token of an answer, where nothing would be trained",
+                            where=f"{talk.origin}, message {index} (assistant)",
+                            found=repr(talk.encoder.plain(text[stop:])[:120]), expected="nothing but white space",
+                            fix="choose another chat_template")
         return Turn(index, weight, text, len(prompt), pieces, ending, stop, thinking, marks, unrendered)
 
     def switches(self, message: dict) -> tuple[bool | None, ...]:
@@ -118,11 +125,17 @@ class Finder:
         return code(raw, talk.mark), [(at[a], at[b]) for a, b in marks]
 
     def _bridge(self, prompt: str, full: str, message: dict, talk: Talk, index: int) -> tuple[str, int]:
-        """Close the reasoning block that the generation prompt opens and the rendered turn leaves out."""
-        same = _common(prompt, full)
-        show = talk.encoder.plain
-        opened, rest = show(prompt[same:]), full[same:]
-        if opened.rstrip() != "<think>" or show(rest).lstrip().startswith("<think>"):
+        """Close the reasoning block that the generation prompt opens and the rendered turn leaves out.
+
+        Returns the prompt with what closes the block and the rendered turn after it, and how long the closing is.
+        """
+        code, show, content = talk.encoder.code, talk.encoder.plain, as_text(message) or ""
+        opened = re.search(f"(?:<think>|{re.escape(code('<think>'))})\\s*$", prompt)
+        same = opened.start() if opened else _common(prompt, full)
+        rest = full[same:]
+        from_row = content.startswith("<think>") and rest.startswith(content)
+        own_think = show(rest).startswith("<think>") and not from_row
+        if not opened or not full.startswith(prompt[:same]) or own_think:
             raise UserError(
                 "the turn does not begin where its generation prompt ends",
                 where=f"{talk.origin}, message {index} (assistant)",
@@ -130,11 +143,8 @@ class Finder:
                 expected="the rendered turn to begin with the prompt that generation is given",
                 fix="set enable_thinking to auto, true or false as the data is, or choose another chat_template")
         reasoning = (message.get("reasoning_content") or "").strip("\n")
-        body = (reasoning + "\n" if reasoning else "" if opened.endswith("\n\n") else "\n") + "</think>\n\n"
-        # what this closes is ours, so it may use the tokenizer's control tokens; the reasoning is the row's
-        closing = body[:len(reasoning)] + talk.encoder.code(body[len(reasoning):])
-        text = prompt + closing + rest
-        return text, len(text) - len(full)
+        closing = reasoning + code("\n</think>\n\n")  # the reasoning is the row's: plain text
+        return prompt + closing + rest, len(closing)
 
     # -- inside the span
     def _pieces(self, talk: Talk, index: int, text: str, start: int, thinking: bool | None):
@@ -146,12 +156,17 @@ class Finder:
         known = [] if message.get("tool_calls") else self.frames.setdefault(key, [])
         found = next((r for f in known if (r := _match(span, f, values))), None) if values else []
         if found is None:
-            frame = self._frame(talk, index, text[:start], thinking, values)
-            found = frame and _match(span, frame, values)
+            try:
+                frame = self._frame(talk, index, text[:start], thinking, values)
+                found = _match(span, frame, values)
+            except UserError:  # the template treats this very content in its own way, and a sentinel otherwise
+                found = None
+            if found is None:
+                found = _only_place(span, values)
+            elif not message.get("tool_calls") and len(known) < 16:
+                known.append(frame)
             if found is None:
                 raise _mismatch(talk, index, span, values)
-            if not message.get("tool_calls") and len(known) < 16:
-                known.append(frame)
         missing = tuple(k for k in values if k not in {name for name, *_ in found})
         if any(n == "content" and b - a < len(values[n].strip()) for n, a, b in found):
             missing += ("the thinking inside the content",)
@@ -201,10 +216,15 @@ class Finder:
         tail = text[end:]
         is_mirror = talk.encoder.names.__contains__
         at = tail.find(expected) if expected else -1
-        if at < 0 and (m := talk.encoder.any_mirror.search(tail)):
-            at = m.start()
-            while at + 1 < len(tail) and is_mirror(tail[at + 1]):
-                at += 1
+        if at < 0 and self.plain:
+            at = tail.find(_in_plane(self.plain.mirror, talk.encoder))
+        if at < 0:  # the first control tokens with no visible text after them
+            seen = next((i + 1 for i in range(len(tail) - 1, -1, -1)
+                         if not tail[i].isspace() and not is_mirror(tail[i])), 0)
+            if m := talk.encoder.any_mirror.search(tail, seen):
+                at = m.start()
+                while at + 1 < len(tail) and is_mirror(tail[at + 1]):
+                    at += 1
         if at < 0:
             if known is None:
                 raise LookupError("no end token")
@@ -255,6 +275,17 @@ def _match(span: str, frame, values: dict[str, str]) -> list[tuple[str, int, int
         found.append((name, at, end))
         at = end + len(after)
     return found if at == len(span) else None
+
+
+def _only_place(span: str, values: dict[str, str]) -> list[tuple[str, int, int]] | None:
+    """The places of the fields where each stands exactly once in the span."""
+    found = []
+    for name, value in values.items():
+        value = value.strip()
+        if span.count(value) != 1:
+            return None
+        found.append((name, at := span.index(value), at + len(value)))
+    return sorted(found, key=lambda f: f[1])
 
 
 def _other_call(call: dict) -> dict:

@@ -17,7 +17,7 @@ _RESULT = {"role": "tool", "name": "zqnameqz", "tool_call_id": "callzq001", "con
 def find_endings(template: Template, shape: Shape, encoder: Encoder, eos: str | None) -> tuple[Ending, Ending | None]:
     """How a plain answer and (where the template renders them) a tool call end."""
     finder = Finder(template, shape)
-    plain = _ending(finder, encoder, [_QUESTION, _ANSWER], _QUESTION, eos)
+    finder.plain = plain = _ending(finder, encoder, [_QUESTION, _ANSWER], _QUESTION, eos)
     if not shape.tool_calls:
         return plain, None
     try:

@@ -79,7 +79,7 @@ def weigh(draft: Draft, row: Row, all_tokens: bool = False) -> Sequence:
         weights[laid.start:end] = turn.weight
         reasons[laid.start:end] = SCAFFOLD
         for a, b in turn.pieces:
-            reasons[max(laid.start, bisect_left(starts, a)):bisect_left(starts, b)] = CONTENT
+            reasons[max(laid.start, _holding(starts, a)):bisect_left(starts, b)] = CONTENT
         reasons[bisect_left(starts, turn.ending, laid.start):end] = STOP
     if draft.laid and not all_tokens:
         reasons[draft.laid[-1].stop + 1:] = UNTRAINED
@@ -92,6 +92,12 @@ def weigh(draft: Draft, row: Row, all_tokens: bool = False) -> Sequence:
 def lay(turn: Turn, encoded: Encoded, start: int, exact: bool = True) -> Laid:
     """Where the stop character of a turn is among the tokens."""
     return Laid(turn, start, bisect_right(encoded.starts, turn.stop) - 1, exact)
+
+
+def _holding(starts: list[int], at: int) -> int:
+    """The token that holds character `at`: the space before a word is often inside the word's token."""
+    i = bisect_left(starts, at)
+    return i if i < len(starts) and starts[i] == at else max(i - 1, 0)
 
 
 def fit(sequences: list[Sequence], drafts: list[Draft], row: Row, *, max_length: int, overlong: str,
