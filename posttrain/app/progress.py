@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 
 LINES = 30  # plain lines of a run, whatever its length
 NOTES = 40  # plain notes (validations, checkpoints) before they are left to metrics.jsonl
-WINDOW = 20  # updates that the ETA looks back on
+WINDOW = 20  # updates over which speed and ETA are taken
 
 
 def memory_text() -> str:
@@ -45,7 +45,7 @@ class Progress:
         self.live = console.is_terminal if live is None else live
         step = max(1, -(-(total - start) // LINES))
         self.every = -(-step // every) * every
-        self.recent: deque[float] = deque(maxlen=WINDOW)
+        self.recent: deque[tuple[float, int]] = deque(maxlen=WINDOW)  # seconds and tokens of the last updates
         self.notes = 0
         self.began = time.perf_counter()
         self.bar: Bar | None = None
@@ -65,7 +65,7 @@ class Progress:
     def update(self, metrics: dict[str, Any]) -> None:
         """Show one update."""
         self.done = metrics["step"]
-        self.recent.append(metrics["seconds"])
+        self.recent.append((metrics["seconds"], metrics["tokens"]))
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, text=self._text(metrics))
         elif self.done % self.every == 0 or self.done in (self.start + 1, self.total):
@@ -81,8 +81,9 @@ class Progress:
             self.console.print("(further ones stand in metrics.jsonl)", soft_wrap=True, highlight=False)
 
     def _text(self, metrics: dict[str, Any]) -> str:
-        left = (self.total - self.done) * sum(self.recent) / len(self.recent)
+        seconds, tokens = (sum(column) for column in zip(*self.recent, strict=True))
+        left = (self.total - self.done) * seconds / len(self.recent)
         loss = "no row to train" if metrics["loss"] is None else f"loss {metrics['loss']:.4f}"
-        parts = [loss, f"{metrics['tokens_per_second']:,.0f} tok/s", memory_text(),
+        parts = [loss, f"{tokens / max(seconds, 1e-9):,.0f} tok/s", memory_text(),
                  f"{duration(time.perf_counter() - self.began)}, {duration(left)} left"]
         return "  ".join(parts)

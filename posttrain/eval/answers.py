@@ -15,7 +15,8 @@ from ..model.sample import generate
 
 @dataclass(slots=True)
 class Answer:
-    """What a model answered: its text without the stop token, its ids with it, and whether it stopped by itself."""
+    """What a model answered: its text without the stop token and surrounding space, its ids with both, and whether it
+    stopped by itself. The text is what a next turn's history holds: space around it belongs to the template."""
 
     text: str
     ids: list[int]
@@ -35,7 +36,7 @@ def ask(model, renderer: Renderer, conversations: list[list[dict[str, Any]]], *,
     stream = Stream(renderer, on_text) if on_text else None
     made = generate(model, prompts, max_new_tokens=max_new_tokens, stop_ids=renderer.stop_ids,
                     temperature=temperature, top_p=top_p, seed=seed, on_token=stream)
-    answers = [Answer(renderer.spec.decode(g.answer_ids), g.ids, g.stopped) for g in made]
+    answers = [Answer(renderer.spec.decode(g.answer_ids).strip(), g.ids, g.stopped) for g in made]
     if stream:
         stream.finish(answers[0].text)
     return answers
@@ -48,17 +49,25 @@ class Stream:
     def __init__(self, renderer: Renderer, on_text: Callable[[str], None]):
         self.backend = Tokenizer.from_str(renderer.spec.backend)
         self.decoder, self.stops = DecodeStream(skip_special_tokens=False), set(renderer.stop_ids)
-        self.on_text, self.said = on_text, ""
+        self.on_text, self.said, self.held = on_text, "", ""
 
     def __call__(self, _: int, token: int) -> None:
         if token not in self.stops and (text := self.decoder.step(self.backend, token)):
-            self.said += text
-            self.on_text(text)
+            self._say(self.held + text)
+
+    def _say(self, text: str) -> None:
+        """Hand on what does not end in space; space at the very beginning and end is nobody's."""
+        text = text if self.said else text.lstrip()
+        whole = text.rstrip()
+        self.held = text[len(whole):]
+        if whole:
+            self.said += whole
+            self.on_text(whole)
 
     def finish(self, text: str) -> None:
         """Hand on what was held back: half a character at the very end."""
-        if text.startswith(self.said) and len(text) > len(self.said):
-            self.on_text(text[len(self.said):])
+        if text.startswith(self.said):
+            self._say(text[len(self.said):])
 
 
 def continue_text(model, renderer: Renderer, texts: list[str], *, max_new_tokens: int) -> list[str]:

@@ -12,7 +12,7 @@ from posttrain.app.progress import LINES, NOTES, Progress, duration
 
 def metrics(step: int) -> dict:
     return {"step": step, "epoch": step / 10, "loss": 1 / step, "learning_rate": 1e-4, "grad_norm": 1.0,
-            "tokens": 400, "trained_tokens": 100, "tokens_per_second": 6123.4, "seconds": 2.0}
+            "tokens": 12_000, "trained_tokens": 100, "tokens_per_second": 6000.0, "seconds": 2.0}
 
 
 def shown(total: int, start: int = 0, notes: int = 0, **kwargs) -> list[str]:
@@ -34,7 +34,7 @@ def test_tens_of_lines_for_any_length(total):
 
 def test_a_line_says_what_matters():
     line = shown(10)[4]
-    for part in ("update 5/10", "epoch 0.50", "loss 0.2000", "6,123 tok/s", "RAM ", "0:10 left"):
+    for part in ("update 5/10", "epoch 0.50", "loss 0.2000", "6,000 tok/s", "RAM ", "0:10 left"):
         assert part in line, line
 
 
@@ -65,3 +65,10 @@ def test_a_terminal_gets_a_bar():
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (123, "2:03"), (3723, "1:02:03")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_an_update_whose_rows_were_all_dropped():
+    out = io.StringIO()
+    with Progress(1, Console(file=out, width=100)) as progress:
+        progress.update({**metrics(1), "loss": None, "grad_norm": None, "tokens": 0})
+    assert "no row to train" in out.getvalue()
