@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -18,12 +17,13 @@ SKIPPED_UPDATES = 2  # the first ones warm up allocators and kernels; the rest i
 MIB = 2**20
 
 
-def status_bytes(field: str) -> int:
-    """VmRSS (now) or VmHWM (peak) of this process, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(field)
+def status_bytes(field: str, pid: int | str = "self") -> int:
+    """VmRSS (now) or VmHWM (peak) of a process, in bytes; 0 if gone. (A child's ru_maxrss holds its parent's.)"""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 class Watch:
@@ -33,7 +33,7 @@ class Watch:
         self.started = float(os.environ.get("BENCH_STARTED", time.time()))
         self.ends: list[float] = []
         self.losses: list[float] = []
-        self.held = 0
+        self.held = self.worker = 0
 
     def loading(self) -> None:
         """Call after the imports, before a model or a row is read."""
@@ -46,12 +46,11 @@ class Watch:
         """tokens: real tokens of each update, padding never counted."""
         n = min(len(self.ends), len(tokens))
         steady = sum(tokens[SKIPPED_UPDATES:n]) / (self.ends[n - 1] - self.ends[SKIPPED_UPDATES - 1])
-        worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         Path(path).write_text(json.dumps({
             "tokens_per_second": steady, "updates": n, "losses": self.losses,
             "first_update_s": self.ends[0] - self.started, "total_s": self.ends[n - 1] - self.started,
             "held_mib": self.held / MIB, "peak_mib": (status_bytes("VmHWM") - self.held) / MIB,
-            "worker_mib": worker / MIB} | more))
+            "worker_mib": self.worker / MIB} | more))
 
 
 @contextlib.contextmanager

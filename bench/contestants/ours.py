@@ -10,16 +10,19 @@ import time
 from pathlib import Path
 
 import peft  # noqa: F401  (the peers import as much before their memory is counted)
+import psutil
 import torch  # noqa: F401
 import transformers  # noqa: F401
 
 import posttrain
-from bench.measure import Watch
+from bench.measure import Watch, status_bytes
 
 
 def note_lines(path: Path, watch: Watch, ended: threading.Event) -> None:
-    """Note the time of each new line of metrics.jsonl: the wall clock, seen from outside the loop."""
+    """Note the time of each new line of metrics.jsonl and the worker's memory: both seen from outside the loop."""
+    me = psutil.Process()
     while not ended.is_set():
+        watch.worker = max([watch.worker, *(status_bytes("VmHWM", p.pid) for p in me.children(recursive=True))])
         lines = path.read_bytes().count(b"\n") if path.exists() else 0
         for _ in range(lines - len(watch.ends)):
             watch.update_done()
