@@ -33,8 +33,9 @@ class Plan:
 class Renderer:
     """Rows in, weighted sequences out, for one tokenizer and one set of settings.
 
-    train_on: all | last | all_tokens; enable_thinking: the template's switch, None follows template and data;
-    overlong: cut | drop | error. `notes` counts what rows hold and the template does not render.
+    train_on: all | last | all_tokens; enable_thinking: the template's switch, strictly; None: the value in `spec`
+    where it fits, else what the template and the data suggest, answer by answer; overlong: cut | drop | error.
+    `notes` counts what rows hold and the template does not render.
     """
 
     def __init__(self, spec: TokenizerSpec, *, train_on: str = "all", enable_thinking: bool | None = None,
@@ -42,7 +43,8 @@ class Renderer:
         self.spec, self.train_on, self.max_length, self.overlong = spec, train_on, max_length, overlong
         self.enable_thinking = spec.enable_thinking if enable_thinking is None else enable_thinking
         self.encoder = spec.encoder
-        self.finder = Finder(spec.chat, spec.shape, self.enable_thinking, spec.plain_ending, spec.tool_ending)
+        self.finder = Finder(spec.chat, spec.shape, enable_thinking, spec.enable_thinking, spec.plain_ending,
+                             spec.tool_ending)
         self.notes: Counter[str] = Counter()
         self._tails: dict[tuple[int, str], list[int]] = {}
         self._bos, self._eos, self._unknown = spec.id("bos"), spec.id("eos"), spec.id("unk")
@@ -59,6 +61,18 @@ class Renderer:
         thinking = self.enable_thinking if thinking is None else thinking
         text = self.finder.text(talk, talk.shown, prompt=True, thinking=thinking)
         return talk.encoder.ids(talk.encoder.encode([_encodable(text)])[0].ids).tolist()
+
+    def follows(self, row: Row, thinking: bool | None) -> bool:
+        """Does every answer of a row begin where its prompt ends, under this value of the switch?
+
+        A row that the template refuses does not speak against a value: it is refused under each.
+        """
+        try:
+            talk = self._talk(row.messages, row.tools, row.origin)
+            return all(self.finder.follows(talk, i, thinking)
+                       for i, m in enumerate(talk.messages) if m["role"] == "assistant")
+        except RowError:
+            return True
 
     def render(self, rows: list[Row]) -> list[Rendered | RowError]:
         """Rows -> Rendered, in order; a row that cannot be rendered is a RowError, a failed proof is raised."""

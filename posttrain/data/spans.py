@@ -72,6 +72,7 @@ class Finder:
     template: Template
     shape: Shape
     thinking: bool | None = None
+    preferred: bool | None = None
     plain: Ending | None = None
     tool: Ending | None = None
     frames: dict[tuple, list] = field(default_factory=dict)
@@ -110,11 +111,17 @@ class Finder:
 
     def switches(self, message: dict) -> tuple[bool | None, ...]:
         """Values of the thinking switch to try: the setting, or what the template and then the data suggest."""
-        if not self.template.has_switch:
+        if not self.template.switches:
             return (None,)
         if self.thinking is not None:
             return (self.thinking,)
-        return (None, True, False) if message.get("reasoning_content") else (None, False, True)
+        thinks = bool(message.get("reasoning_content"))
+        return tuple(dict.fromkeys((self.preferred, None, thinks, not thinks)))
+
+    def follows(self, talk: Talk, index: int, thinking: bool | None) -> bool:
+        """Does the rendered turn begin with the prompt that generation is given, under this value of the switch?"""
+        prompt = self.text(talk, talk.shown[:index], prompt=True, thinking=thinking)
+        return self.text(talk, talk.shown[:index + 1], thinking=thinking).startswith(prompt)
 
     def _through(self, talk: Talk, messages: list, thinking: bool | None):
         if not self.template.has_marks:

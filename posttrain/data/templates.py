@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent / "templates"
 BUILTINS = ("chatml", "llama2", "alpaca", "plain")
 
 # The thinking switch under the names templates read it by.
-SWITCHES = ("enable_thinking", "thinking")
+SWITCHES = ("enable_thinking", "thinking", "open_thinking", "use_thinking")
 BOS_LINE = "{{- bos_token }}\n"
 
 
@@ -57,7 +57,7 @@ class Template:
     """
 
     def __init__(self, text: str, names: dict[str, str], date: str):
-        import jinja2
+        import jinja2.meta
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         self.text, self.names = text, names
@@ -68,7 +68,8 @@ class Template:
         except jinja2.TemplateSyntaxError as e:
             raise UserError("the chat template is not valid Jinja", where=f"chat template, line {e.lineno}",
                             found=str(e.message)) from None
-        self.has_switch = any(re.search(rf"\b{name}\b", text) for name in SWITCHES)
+        environment = self._compiled.environment
+        self.switches = sorted(jinja2.meta.find_undeclared_variables(environment.parse(text)) & set(SWITCHES))
         self.has_marks = re.search(r"\{%-?\s*generation\s*-?%\}", text) is not None
         self.prints_date = "strftime_now" in text
 
@@ -94,7 +95,7 @@ class Template:
         return "".join(blocks), marks
 
     def _variables(self, messages, tools, prompt, thinking) -> dict[str, Any]:
-        switch = {} if thinking is None else dict.fromkeys(SWITCHES, thinking)
+        switch = {} if thinking is None else dict.fromkeys(self.switches, thinking)
         return {**self.names, **switch, "messages": messages, "tools": tools, "documents": None,
                 "add_generation_prompt": prompt, "strftime_now": self._day.strftime}
 

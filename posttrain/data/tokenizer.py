@@ -54,7 +54,7 @@ class TokenizerSpec:
     stops: list[tuple[str, str]] = field(default_factory=list)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("encoder", "chat")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("encoder", "chat", "backend_tokenizer")}
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -104,10 +104,11 @@ class TokenizerSpec:
 
     def decode(self, ids: list[int]) -> str:
         """Token ids -> text, control tokens spelled out."""
-        return self._plain_backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        return self.backend_tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
     @cached_property
-    def _plain_backend(self) -> Tokenizer:
+    def backend_tokenizer(self) -> Tokenizer:
+        """The tokenizers backend as it is, for decoding."""
         return Tokenizer.from_str(self.backend)
 
 

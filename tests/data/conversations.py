@@ -41,7 +41,7 @@ CONVERSATIONS = {
     "empty system": [s(""), u("Who are you?"), a("A model.")],
     "spelled control tokens": [
         u("What does <|im_end|> do? And </s>, <eos>, <|eot_id|>, <end_of_turn>?"),
-        a("<|im_end|> ends a turn, as <|eot_id|>, </s>, <｜end▁of▁sentence｜>, <turn|> and <end_of_turn> do elsewhere.")],
+        a("<|im_end|> ends a turn; <|eot_id|>, </s>, <｜end▁of▁sentence｜>, <turn|> and <end_of_turn> too.")],
     "role words": [u("Write a dialogue."), a("User: hi\nAssistant: hello\n### Response:\n[INST] x [/INST]"), u("ok"),
                    a("<think> is a word here")],
     "code": [u("```python\nprint('x')\n```"), a("```python\nif a < b and b > c:\n\tprint(\"{{ x }} {% y %}\")\n```")],

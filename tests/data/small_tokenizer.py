@@ -5,9 +5,11 @@ import re
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-CONTROL = re.compile(r'<[|｜][^<>|｜\s]+[|｜]>|<\|[a-z_"]+>|<[a-z_"]+\|>|<\|"\|>|<(?:start|end)_of_\w+>|\[gMASK\]|<sop>|</?s>')
+CONTROL = re.compile(r'<[|｜][^<>|｜\s]+[|｜]>|<\|[a-z_"]+>|<[a-z_"]+\|>|<\|"\|>|<(?:start|end)_of_\w+>'
+                     r'|\[gMASK\]|<sop>|</?s>')
 WORDS = ("The capital of France is Paris. Hello! How can I help? What is the weather in Rome, and the sky? assistant "
-         "user system functions to=self thought model # Tools get_weather city days 你好 世界 法国的首都是巴黎。\n\n\t ") * 3
+         "user system functions to=self thought model # Tools get_weather city days "
+         "你好 世界 法国的首都是巴黎。\n\n\t ") * 3
 TEXT_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # added, but no control tokens: as in Qwen3
 
 
