@@ -15,7 +15,7 @@ THINK_OPEN = re.compile(r"<think>\s*$")
 _INLINE_THINK = re.compile(r"\s*<think>(.*?)</think>\n*(.*)", re.DOTALL)
 _CLOSED_THINK = re.compile(r"(?:\s*<think>)?(.*?)</think>\n*(.*)", re.DOTALL)
 
-_USER, _ANSWER, _SYSTEM = "zquserqz", "zqanswerqz", "zqsystemqz"
+_ANSWER, _SYSTEM = "zqanswerqz", "zqsystemqz"
 _NAME, _VALUE, _RESULT = "zqnameqz", "zqvalueqz", "zqresultqz"
 
 
@@ -54,9 +54,9 @@ def probe(template: Template) -> Shape:
         except RowError:
             return ""
 
-    user, answer = {"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}
+    user, answer = {"role": "user", "content": "zquserqz"}, {"role": "assistant", "content": _ANSWER}
     flat = out([user, answer])
-    parts = not (_USER in flat and _ANSWER in flat) and _ANSWER in out([user, answer], parts=True)
+    parts = _ANSWER not in flat and _ANSWER in out([user, answer], parts=True)
     system = _SYSTEM in out([{"role": "system", "content": _SYSTEM}, user, answer], parts=parts)
     thought = {**answer, **dict.fromkeys(REASONING_KEYS[:2], "zqthoughtqz")}
     found = {
