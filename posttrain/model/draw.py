@@ -44,22 +44,21 @@ def draw(logits_BV: torch.Tensor, uniform_B: torch.Tensor | None, temperature: f
         return ids_B, best_B - norm_B
     vocabulary = logits_BV.shape[-1]
     if top_k and top_k < vocabulary:
-        ids_B = _cut(logits_BV, uniform_B, top_k, top_p)
+        top_BC, where_BC = logits_BV.topk(top_k)
+        ids_B = _nucleus(top_BC, where_BC, torch.logsumexp(top_BC, -1), top_p, uniform_B)
     elif top_p < 1:
-        tried = min(_FIRST_TRY, vocabulary)
-        head_BC = logits_BV.topk(tried).values
-        enough = bool(((head_BC - norm_B[:, None]).exp().sum(-1) >= top_p).all())
-        ids_B = _cut(logits_BV, uniform_B, tried if enough else vocabulary, top_p, norm_B)
+        top_BC, where_BC = logits_BV.topk(min(_FIRST_TRY, vocabulary))
+        if bool(((top_BC - norm_B[:, None]).exp().sum(-1) < top_p).any()):
+            top_BC, where_BC = logits_BV.sort(-1, descending=True)
+        ids_B = _nucleus(top_BC, where_BC, norm_B, top_p, uniform_B)
     else:
         ids_B = _invert((logits_BV - norm_B[:, None]).exp(), uniform_B)
     return ids_B, logits_BV.gather(-1, ids_B[:, None])[:, 0] - norm_B
 
 
-def _cut(logits_BV: torch.Tensor, uniform_B: torch.Tensor, candidates: int, top_p: float,
-         norm_B: torch.Tensor | None = None) -> torch.Tensor:
-    """Draw among the likeliest `candidates` that hold `top_p` of the mass (of their own if norm_B is None)."""
-    top_BC, where_BC = logits_BV.topk(candidates)
-    norm_B = torch.logsumexp(top_BC, -1) if norm_B is None else norm_B
+def _nucleus(top_BC: torch.Tensor, where_BC: torch.Tensor, norm_B: torch.Tensor, top_p: float,
+             uniform_B: torch.Tensor) -> torch.Tensor:
+    """Draw among the fewest of the candidates, likeliest first, that hold `top_p` of the mass exp(norm_B)."""
     probs_BC = (top_BC - norm_B[:, None]).exp()
     before_BC = probs_BC.cumsum(-1) - probs_BC
     kept_BC = probs_BC.masked_fill(before_BC >= top_p, 0.0)
