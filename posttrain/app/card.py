@@ -28,8 +28,8 @@ def model_card(settings: Settings, session: Any) -> str:
              "## What became of it", "",
              f"rows: {ledger['rows']}", "", f"tokens: {ledger['tokens']}", ""]
     if loop.state.eval_loss is not None:
-        before = loop.record.read_status().get("eval_loss_before")
-        lines += [f"Held-out loss: {before:.4f} before, {loop.state.eval_loss:.4f} after (nats per trained token).", ""]
+        lines += [f"Held-out loss: {loop.state.eval_loss_before:.4f} before, {loop.state.eval_loss:.4f} after "
+                  "(nats per trained token).", ""]
     lines += ["## Use", "", "```python", "from transformers import AutoTokenizer",
               f"from {'peft' if lora else 'transformers'} import {load}", "",
               f'model = {load}.from_pretrained("THIS_FOLDER")',
@@ -40,4 +40,5 @@ def model_card(settings: Settings, session: Any) -> str:
     if spec.new_tokens and lora:
         lines += ["The vocabulary grew: load it through AutoPeftModelForCausalLM, which resizes the base's embeddings.",
                   ""]
-    return "\n".join([*lines, "## Settings", "", "```yaml", dump_config(settings).rstrip(), "```", ""])
+    shown = dump_config(settings.model_copy(update={"resume": False})).rstrip()
+    return "\n".join([*lines, "## Settings", "", "```yaml", shown, "```", ""])

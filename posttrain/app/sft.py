@@ -16,6 +16,7 @@ from rich.console import Console
 from posttrain.app.arguments import Command
 from posttrain.app.progress import Progress
 from posttrain.app.reporters import need, open_reporters
+from posttrain.app.resume import check_same_run, resumed_values
 from posttrain.app.run import Run
 from posttrain.app.runs import fresh_run
 from posttrain.app.screen import make_console, next_commands, print_json
@@ -47,8 +48,11 @@ def main(command: Command) -> int:
 def sft(*, console: Console | None = None, **values: Any) -> Run:
     """Supervised fine-tuning from Python: the keys of `posttrain sft --help` -> the finished Run.
 
-    Raises UserError (SettingsError for wrong keys). Logs go to `console`, by default standard error.
+    With `resume` and `output_dir` the other keys come from the run. Raises UserError (SettingsError for wrong keys).
+    Logs go to `console`, by default standard error.
     """
+    if values.get("resume"):
+        values = resumed_values(values)
     return run_sft(make_settings(values), console or make_console(to_stderr=True))
 
 
@@ -59,9 +63,11 @@ def run_sft(settings: Settings, console: Console, closing: bool = True) -> Run:
     def note(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    if settings.resume and (status := _status(settings)).get("status") == "finished":
-        note(f"this run is already finished (update {status['step']}): {settings.output_dir}")
-        return Run(settings.output_dir)
+    if settings.resume:
+        check_same_run(settings, note)
+        if (status := _status(settings)).get("status") == "finished":
+            note(f"this run is already finished (update {status['step']}): {settings.output_dir}")
+            return Run(settings.output_dir)
     for name in settings.report_to:
         need(name)
     folder = run_folder(settings)
@@ -73,7 +79,7 @@ def run_sft(settings: Settings, console: Console, closing: bool = True) -> Run:
     with Loader(settings) as loader:  # indexing and rendering go on in their own process from here
         try:
             ref, spec = _tokenizer(settings, folder, note)
-            settings = settings.model_copy(update={"template_date": spec.date})  # a template's "today" never moves
+            settings = _settle_model(settings, ref, spec, note)
             loader.tokenizer(spec)
             session = _open(settings, folder, ref, spec, loader, note, began)
         except BaseException:
@@ -87,7 +93,7 @@ def run_sft(settings: Settings, console: Console, closing: bool = True) -> Run:
             raise Interrupted(run, _how_to_go_on(session, status, folder, note))
         from posttrain.app.card import model_card
 
-        session.export(model_card(settings, session))
+        session.export(model_card(session.loop.settings, session))
     _tell_result(run, session, note)
     if closing:
         _next(console, run, settings)
@@ -151,9 +157,19 @@ def _tokenizer(settings: Settings, folder: Path, note: Callable[[str], None]):
     spec = load_tokenizer(source, chat_template=settings.chat_template, trust_remote_code=settings.trust_remote_code,
                           template_date=settings.template_date)
     note(f"chat template = {spec.template_name}: {spec.template_reason}")
-    if source != str(where):
-        spec.save(where)
     return ref, spec
+
+
+def _settle_model(settings: Settings, ref, spec, note: Callable[[str], None]) -> Settings:
+    """Settings with what the model and its tokenizer decide: an adapter's shape, and a template's "today"."""
+    update: dict[str, Any] = {"template_date": spec.date}
+    if ref is not None and ref.adapter and settings.method == "lora":
+        from posttrain.model.adapters import continued_shape
+
+        update |= continued_shape(settings, ref.adapter)
+        note(f"lora_r = {update['lora_r']}, lora_alpha = {update['lora_alpha']:g}, lora_dropout = "
+             f"{update['lora_dropout']:g}: those of the adapter that is continued")
+    return settings.model_copy(update=update)
 
 
 def _tell_data(session, note: Callable[[str], None], console: Console) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from ..core.config import Settings
 from ..core.errors import UserError
 from ..core.seeds import seed_for
 
@@ -24,21 +26,62 @@ def add_lora(model, *, r: int, alpha: float, dropout: float, targets: list[str],
     if chosen != "all-linear":
         _check_targets(model, targets)
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen, task_type="CAUSAL_LM",
-                        trainable_token_indices=new_tokens or None)
+                        trainable_token_indices=_token_rows(model, new_tokens))
     torch.manual_seed(seed_for(seed, "adapters"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's advice about fan_in_fan_out, which it sets itself
         try:
-            return get_peft_model(model, config, autocast_adapter_dtype=True)
+            wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
         except ValueError as e:
             raise UserError("PEFT cannot place the adapters", where="lora_target_modules", found=str(e)) from None
+    return _widened(wrapped)
+
+
+def _token_rows(model, new_tokens: list[int] | None) -> list[int] | dict[str, list[int]] | None:
+    """What PEFT is told of new tokens: the input rows, and where the output has rows of its own, those too."""
+    if not new_tokens:
+        return None
+    into, out = model.get_input_embeddings(), model.get_output_embeddings()
+    if out is None or out.weight is into.weight:
+        return new_tokens
+    names = {id(m): n.rsplit(".", 1)[-1] for n, m in model.named_modules()}
+    return {names[id(into)]: new_tokens, names[id(out)]: new_tokens}
+
+
+def _widened(model):
+    """Every trained weight in float32 at least; PEFT leaves rows of new tokens in the base's type."""
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
+    return model
+
+
+def continued_shape(settings: Settings, folder: Path) -> dict[str, Any]:
+    """The `lora_` keys of an adapter that is trained further; one that was set otherwise is a UserError."""
+    config = LoraConfig.from_pretrained(str(folder))
+    targets = config.target_modules
+    targets = [targets] if isinstance(targets, str) else sorted({name.rsplit(".", 1)[-1] for name in targets})
+    shape = {"lora_r": config.r, "lora_alpha": float(config.lora_alpha), "lora_dropout": config.lora_dropout,
+             "lora_target_modules": targets}
+    for key, is_so in shape.items():
+        asked = getattr(settings, key)
+        if key in settings.model_fields_set and (sorted(asked) if isinstance(asked, list) else asked) != is_so:
+            raise UserError("the adapter that is continued has another shape", where=key, found=_shown(asked),
+                            expected=_shown(is_so),
+                            fix=f"drop {key}, or name its base as model for a fresh adapter")
+    return shape
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else f"{value:g}"
 
 
 def attach_adapter(model, folder: Path, *, trainable: bool):
     """The base with an existing adapter on it, in float32, trainable or for inference."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, autocast_adapter_dtype=True)
+        return _widened(PeftModel.from_pretrained(model, str(folder), is_trainable=trainable,
+                                                  autocast_adapter_dtype=True))
 
 
 def _check_targets(model, targets: list[str]) -> None:

@@ -45,7 +45,7 @@ def save_checkpoint(folder: Path, step: int, files: dict[str, dict[str, torch.Te
     except (OSError, SafetensorError) as e:
         shutil.rmtree(partial, ignore_errors=True)
         raise write_error(e, final) from e
-    for old in list_checkpoints(folder)[:-keep]:
+    for old in (*list_checkpoints(folder)[:-keep], *folder.glob(".*.partial")):  # and what a killed run left half
         shutil.rmtree(old)
     return final
 

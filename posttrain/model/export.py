@@ -13,6 +13,8 @@ from transformers import GenerationConfig
 from .checkpoint import write_error
 from .policy import Policy
 
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
 
 def export_model(folder: Path, policy: Policy, masters: dict[str, torch.Tensor], spec: Any, card: str) -> Path:
     """Write `folder`: safetensors, tokenizer with its template, generation_config with the stop tokens, card.
@@ -53,6 +55,8 @@ def _adapter(folder: Path, policy: Policy, masters: dict[str, torch.Tensor]) -> 
     for config in model.peft_config.values():
         base = Path(policy.ref.base)
         config.base_model_name_or_path = str(base.resolve()) if base.exists() else policy.ref.base
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)  # the same run gives the same bytes
     held = {}
     for name, p in model.named_parameters():
         if name in masters:
@@ -76,5 +80,6 @@ def generation_config(model, spec: Any) -> GenerationConfig:
     pad = spec.id("pad")
     config.pad_token_id = pad if pad is not None else stops[0]
     if not config.do_sample:  # a greedy config with sampling values is refused by transformers
-        config.temperature = config.top_p = config.top_k = None
+        for name in SAMPLING:
+            setattr(config, name, None)
     return config

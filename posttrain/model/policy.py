@@ -72,17 +72,8 @@ def _lora(model, settings: Settings, ref: ModelRef | None, new_tokens: list[int]
         raise UserError("a model from scratch has no weights for adapters to stand on", where="method",
                         found="lora", fix="set method: full")
     if ref.adapter:
-        changed = sorted({"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"} & settings.model_fields_set)
-        wrapped = attach_adapter(model, ref.adapter, trainable=True)
-        old = wrapped.peft_config["default"]
-        same = {"lora_r": old.r, "lora_alpha": old.lora_alpha, "lora_dropout": old.lora_dropout}
-        for key in changed:
-            if key in same and getattr(settings, key) != same[key]:
-                raise UserError("the adapter that is continued has another shape", where=key,
-                                found=str(getattr(settings, key)), expected=str(same[key]),
-                                fix=f"drop {key}, or name its base as model for a fresh adapter")
-        notes.append(f"the adapter {ref.adapter} is continued (r = {old.r}, alpha = {old.lora_alpha:g})")
-        return wrapped
+        notes.append(f"the adapter {ref.adapter} is continued")
+        return attach_adapter(model, ref.adapter, trainable=True)
     return add_lora(model, r=settings.lora_r, alpha=settings.lora_alpha, dropout=settings.lora_dropout,
                     targets=settings.lora_target_modules, seed=settings.seed, new_tokens=new_tokens)
 
@@ -98,7 +89,8 @@ def open_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto", trus
         rows = _vocabulary(ref.tokenizer)
         if rows > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(rows, mean_resizing=False)
-        model = attach_adapter(model, ref.adapter, trainable=False).to(kind)
+        model = attach_adapter(model, ref.adapter, trainable=False)
+        lower(model, kind, kept_wide(model))
     return Policy(model.eval(), ref, kind, where, base_dtype(ref.base), [])
 
 
@@ -120,7 +112,7 @@ def _from_checkpoint(ref: ModelRef, dtype: torch.dtype, device: torch.device) ->
     with torch.no_grad():
         for name, tensor in files["weights"].items():
             parameters[name].copy_(tensor)
-    lower(policy.model, dtype)
+    lower(policy.model, dtype, kept_wide(policy.model))
     return Policy(policy.model.eval(), ref, dtype, device, policy.stored, [])
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.config import Settings
+from ..core.errors import UserError
 from ..core.pack import Pack, make_pack
 from ..data.judge import check_lost
 from ..data.ledger import Ledger
@@ -31,13 +32,16 @@ class State:
     epoch: float = 0.0
     ledger: Ledger = field(default_factory=Ledger)
     eval_loss: float | None = None
+    eval_loss_before: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"step": self.step, "epoch": self.epoch, "ledger": self.ledger.to_json(), "eval_loss": self.eval_loss}
+        return {"step": self.step, "epoch": self.epoch, "ledger": self.ledger.to_json(), "eval_loss": self.eval_loss,
+                "eval_loss_before": self.eval_loss_before}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> State:
-        return cls(saved["step"], saved["epoch"], Ledger.from_json(saved["ledger"]), saved["eval_loss"])
+        return cls(saved["step"], saved["epoch"], Ledger.from_json(saved["ledger"]), saved["eval_loss"],
+                   saved["eval_loss_before"])
 
 
 @dataclass(slots=True)
@@ -66,7 +70,7 @@ class Loop:
         settings, total = self.settings, self.loader.total
         warmup = warmup_updates(total, settings.warmup_ratio, settings.warmup_steps)
         if self.held and self.state.step == 0:
-            self.record.status(eval_loss_before=self.validate())
+            self.state.eval_loss_before = self.validate()
         began = time.perf_counter()  # an update's seconds hold the wait for its rows, not validation or saving
         for batch in self.loader.batches(start=self.state.step):
             self.state.ledger.merge(batch.ledger)
@@ -88,7 +92,7 @@ class Loop:
             self.record.metrics(line)
             self.say(line)
             if batch.epoch_ends:
-                check_lost(self.state.ledger, settings)
+                self._judge()
             if not done and (stop or (settings.save_steps and batch.step % settings.save_steps == 0)):
                 self.checkpoint()
             if stop and not done:
@@ -110,11 +114,20 @@ class Loop:
         """Mean loss over the held-out rows, nats per trained token."""
         return evaluate(self.models, self.objective, self.held)["loss"]
 
+    def _judge(self) -> None:
+        """Stop where an epoch lost too many rows; what it learnt is kept, for a resume that allows the loss."""
+        try:
+            check_lost(self.state.ledger, self.settings)
+        except UserError:
+            self.checkpoint()
+            raise
+
     def checkpoint(self) -> None:
         """Write checkpoints/STEP; metrics and ledger on disk are at the same update."""
         self.record.ledger(self.state.ledger)
-        save_checkpoint(self.record.folder / "checkpoints", self.state.step, self.optimizer.tensors(),
-                        self.state.to_json() | self.facts, self.settings.save_total_limit)
+        state = {**self.state.to_json(), **self.facts, "optimizer_steps": self.optimizer.steps}
+        save_checkpoint(self.record.folder / "checkpoints", self.state.step, self.optimizer.tensors(), state,
+                        self.settings.save_total_limit)
 
     def _is_time_to_validate(self, batch) -> bool:
         every = self.settings.eval_steps

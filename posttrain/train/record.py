@@ -20,9 +20,13 @@ class Record:
 
     def start(self, settings: Settings) -> None:
         """A new run: the resolved settings, and empty lists."""
-        self._write("config.yaml", dump_config(settings))
+        self.settings(settings)
         for name in ("metrics.jsonl", "rejected.jsonl"):
             self._write(name, "")
+
+    def settings(self, settings: Settings) -> None:
+        """config.yaml, as an input that starts the same run anew."""
+        self._write("config.yaml", dump_config(settings.model_copy(update={"resume": False})))
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after update `step`; lines before it stay as they are."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,19 @@ class Session:
             record.status(status="failed", step=loop.state.step)
             raise
         record.status(status="exporting" if whole else "interrupted", step=loop.state.step,
-                      eval_loss=loop.state.eval_loss)
+                      eval_loss=loop.state.eval_loss, eval_loss_before=loop.state.eval_loss_before)
         return "finished" if whole else "interrupted"
 
     def export(self, card: str) -> Path:
-        """Write the model folder and close the record."""
+        """Write the model folder and close the record; where that fails, a last checkpoint, from which to go on."""
         loop, record = self.loop, self.record
         masters = loop.optimizer.tensors()["weights"]
-        folder = export_model(record.folder / "model", self.policy, masters, self.spec, card)
+        try:
+            folder = export_model(record.folder / "model", self.policy, masters, self.spec, card)
+        except BaseException:  # whatever it was, what was learnt is not lost with it
+            with contextlib.suppress(UserError):
+                loop.checkpoint()
+            raise
         record.status(status="finished", step=loop.state.step, model="model", eval_loss=loop.state.eval_loss,
                       seconds_of_last_start=round(time.perf_counter() - self.began, 2))
         return folder
@@ -77,6 +83,7 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     policy = build_policy(settings, ref, vocab_size=spec.vocab_size, new_tokens=new_tokens,
                           special={f"{name}_token_id": spec.id(name) for name in ("bos", "eos", "pad")})
     _tell_machine(settings, policy, note)
+    settings = settle_layout(settings, policy, note)
     optimizer = MasterAdamW(policy.model.named_parameters(), beta1=settings.adam_beta1, beta2=settings.adam_beta2,
                             eps=settings.adam_epsilon, weight_decay=settings.weight_decay)
     record, state = Record(folder), State()
@@ -86,16 +93,13 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     note(f"forward: {how}")
     head = loader.judge()
     spec.enable_thinking = head.thinking  # saved with the tokenizer: answers are asked for as training asked
-    pack_tokens = settings.pack_tokens
-    if pack_tokens == "auto":
-        pack_tokens, why = choose_pack_tokens(policy, settings.max_length)
-        note(f"pack_tokens = {pack_tokens}: {why}")
+    spec.save(folder / "tokenizer")
     facts = {"base": str(Path(ref.base).resolve()) if ref and Path(ref.base).exists() else (ref.base if ref else ""),
              "adapter": str(ref.adapter.resolve()) if ref and ref.adapter else None, "vocab_size": spec.vocab_size,
              "new_tokens": new_tokens, "version": __version__,
-             "layout": {"pack_tokens": pack_tokens, "threads": torch.get_num_threads()}}
-    loop = Loop(settings, Models(forward), objective, optimizer, loader, record, pack_tokens,
-                held=_held_packs(settings, loader, pack_tokens, note), state=state, facts=facts)
+             "layout": {"pack_tokens": settings.pack_tokens, "threads": torch.get_num_threads()}}
+    loop = Loop(settings, Models(forward), objective, optimizer, loader, record, settings.pack_tokens,
+                held=_held_packs(settings, loader, settings.pack_tokens, note), state=state, facts=facts)
     return Session(loop, policy, spec, head, record, began)
 
 
@@ -111,12 +115,25 @@ def _restore(settings: Settings, record: Record, optimizer: MasterAdamW, state: 
         return record.start(settings)
     files, saved = load_checkpoint(path)
     restored = State.from_json(saved)
-    state.step, state.epoch, state.ledger, state.eval_loss = (restored.step, restored.epoch, restored.ledger,
-                                                              restored.eval_loss)
-    optimizer.restore(files, state.step)
+    for field in fields(State):
+        setattr(state, field.name, getattr(restored, field.name))
+    optimizer.restore(files, saved["optimizer_steps"])
+    record.settings(settings)
     record.rewind(state.step)
     note(f"resumed from {path} (update {state.step})")
+    layout = {"pack_tokens": settings.pack_tokens, "threads": torch.get_num_threads()}
+    for key in (k for k, value in saved["layout"].items() if layout[k] != value):
+        note(f"{key} = {layout[key]}, {saved['layout'][key]} before: equal to rounding, not to the bit")
     return None
+
+
+def settle_layout(settings: Settings, policy: Policy, note: Note) -> Settings:
+    """Settings with `pack_tokens: auto` decided, so that the run's config.yaml, and a resume, hold the number."""
+    if settings.pack_tokens != "auto":
+        return settings
+    tokens, why = choose_pack_tokens(policy, settings.max_length)
+    note(f"pack_tokens = {tokens}: {why}")
+    return settings.model_copy(update={"pack_tokens": tokens})
 
 
 def set_determinism(settings: Settings) -> None:
