@@ -25,8 +25,9 @@ NAMES = {"exact_match": "answers exactly", "completes": "completes the fact as p
 def main(command: Command) -> int:
     """Base, rows, mask, training, answers, held-out table, next commands; with --json only the numbers on stdout."""
     from posttrain.app.assistant import load
-    from posttrain.app.data import mask_of_first_row, rows_table
+    from posttrain.app.data import mask_of_first_row
     from posttrain.app.sft import run_sft
+    from posttrain.app.table import as_table, first_rows
 
     began = time.perf_counter()
     console = make_console(to_stderr=command.options["json"])
@@ -38,7 +39,7 @@ def main(command: Command) -> int:
     _dialogue(console, first)
 
     heading(console, "the rows it will learn to answer from")
-    console.print(rows_table(settings, limit=4))
+    console.print(as_table(first_rows(settings, 4)))
 
     heading(console, "one row as the trainer sees it: only the coloured tokens are trained")
     console.print(mask_of_first_row(settings))
@@ -83,7 +84,8 @@ def demo_settings(command: Command) -> Settings:
 def heading(console: Console, text: str) -> None:
     """A line that begins a part."""
     console.print()
-    console.rule(Text(text, style="bold"), align="left", characters="─")
+    console.rule(Text(text, style="bold"), align="left")
+    console.print()
 
 
 def _asked() -> list[list[dict[str, Any]]]:
