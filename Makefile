@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := setup
-.PHONY: setup demo test test-slow test-peers test-gpu lint clean help
+.PHONY: setup demo test test-slow test-peers test-gpu bench bench-peers lint clean help
 
 setup: $(STAMP) ## make .venv and install posttrain into it (once)
 	@echo "ready: $(BIN)/posttrain --help, or make demo"
@@ -38,6 +38,13 @@ test-peers: $(STAMP) ## tests against TRL and its templates, where it is install
 
 test-gpu: $(STAMP) ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+bench-peers: ## the peers that make bench measures against, in .venv-peers (once)
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet -r bench/peers.txt
+
+bench: $(STAMP) ## speed and memory beside the peers (an hour or more, on a quiet machine)
+	$(BIN)/python -m bench.run
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
