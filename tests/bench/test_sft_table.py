@@ -1,6 +1,5 @@
 """The benchmarks' own arithmetic: medians, loss gaps, ratios; and that two cannot run at once."""
 
-import sys
 import threading
 from pathlib import Path
 
