@@ -53,6 +53,7 @@ def talk(assistant, console: Console, system: str | None, how: dict) -> int:
         try:
             line = input("\nyou> " if interactive else "").strip()
         except EOFError:
+            _write("\n" if interactive else "")
             break
         except KeyboardInterrupt:
             console.print("\n(/exit or Ctrl-D leaves)", style="dim")

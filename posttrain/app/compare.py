@@ -87,24 +87,30 @@ def read_prompts(file: str, limit: int | None = None) -> list[list[dict[str, Any
 
         source = open_source(file, hub_ok=False)
         count = len(source) if limit is None else min(limit, len(source))
-        found = [_prompt_of(source[i]) for i in range(count)]
+        found = [_prompt_of(source, i) for i in range(count)]
     if not found:
         raise UserError("the file holds no questions", where=file, expected="at least one line")
     return found[:limit]
 
 
-def _prompt_of(raw) -> list[dict[str, Any]]:
-    """Messages up to the last user turn, or one user turn from the first prompt column there is."""
+def _prompt_of(source, i: int) -> list[dict[str, Any]]:
+    """What row i asks: its messages before the last answer where the row has a known format, else its prompt column."""
+    raw = source[i]
     if messages := raw.values.get("messages"):
-        last = max((i for i, m in enumerate(messages) if m.get("role") == "user"), default=-1)
+        last = max((n for n, m in enumerate(messages) if m.get("role") == "user"), default=-1)
         if last >= 0:
             return messages[:last + 1]
+    try:
+        messages = source.row(i).messages
+    except UserError:  # no known format, or no answer: a question alone is enough here
+        messages = []
+    answers = [n for n, m in enumerate(messages) if m["role"] == "assistant"]
+    if answers:
+        return messages[:answers[-1]]
     for name in QUESTION_COLUMNS:
         value = raw.values.get(name)
-        if isinstance(value, list) and value:
-            value = value[0]
+        value = value[0] if isinstance(value, list) and value else value
         if isinstance(value, str) and value.strip():
-            text = "\n".join(t for t in (value, raw.values.get("input")) if t) if name == "instruction" else value
-            return [{"role": "user", "content": text}]
+            return [{"role": "user", "content": value}]
     raise RowError("a row holds no question", where=raw.origin, found=", ".join(raw.values),
                    expected=" or ".join((*QUESTION_COLUMNS, "messages")))

@@ -64,7 +64,7 @@ def main(command: Command) -> int:
                   f"{run.path}.", markup=False, soft_wrap=True)
     next_commands(console, [
         (f"posttrain chat {run.path}", "talk to it"),
-        (f"posttrain compare builtin {run.path} --questions {held_out_path()} --limit 5", "side by side"),
+        (f"posttrain compare builtin {run.path} --questions builtin:held_out --limit 5", "side by side"),
         ("posttrain data show builtin --html mask.html", "every token of the rows"),
         ("posttrain sft --model MODEL --data ROWS.json", "the same on your own")])
     if command.options["json"]:

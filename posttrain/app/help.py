@@ -18,7 +18,7 @@ def overview(width: int | None = None) -> str:
     width = width or _width()
     rows = [(f"posttrain {v.name}", v.summary) for v in VERBS.values()]
     lines = [*_wrap(INTRO, width), "", "usage: posttrain VERB [CONFIG.yaml] [--key value …]", "",
-             *_two_columns(rows, width), "", *_wrap("`posttrain VERB --help` lists its keys; `posttrain --version` "
+             *_two_columns(rows, width, max(len(a) for a, _ in rows) + 2), "", *_wrap("`posttrain VERB --help` lists its keys; `posttrain --version` "
                                                     "prints the version.", width)]
     return "\n".join(lines)
 
@@ -34,11 +34,12 @@ def verb_help(verb: Verb, width: int | None = None) -> str:
         lines += _wrap(verb.about, width)
     if verb.takes_config:
         lines += _wrap("CONFIG.yaml (or a run folder) holds any of the keys; the command line wins.", width)
-    for group, names in groups().items():
-        rows = [_key_row(n) for n in names if n in verb.keys]
+    parts = {group: [_key_row(n) for n in names if n in verb.keys] for group, names in groups().items()}
+    parts["options"] = [_option_row(o) for o in (*verb.options, *EVERYWHERE)]
+    left = max(len(a) for rows in parts.values() for a, _ in rows) + 2
+    for group, rows in parts.items():
         if rows:
-            lines += ["", f"{group}:", *_two_columns(rows, width)]
-    lines += ["", "options:", *_two_columns([_option_row(o) for o in (*verb.options, *EVERYWHERE)], width)]
+            lines += ["", f"{group}:", *_two_columns(rows, width, left)]
     if verb.examples:
         lines += ["", "examples:", *(f"  {e}" for e in verb.examples)]
     return "\n".join(lines)
@@ -68,9 +69,9 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _two_columns(rows: list[tuple[str, str]], width: int) -> list[str]:
-    """Left and right, the right one wrapped; where the left one is too wide, the right one goes below it."""
-    left = min(max(len(a) for a, _ in rows) + 2, 30 if width >= 72 else 8)
+def _two_columns(rows: list[tuple[str, str]], width: int, left: int) -> list[str]:
+    """Left (that wide, within reason) and right, wrapped; where a left one is too wide, the right goes below it."""
+    left = min(left, 30 if width >= 72 else 8)
     lines = []
     for a, b in rows:
         wrapped = textwrap.wrap(b, max(width - left - 2, 20), break_on_hyphens=False)

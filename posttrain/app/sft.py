@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +23,7 @@ from posttrain.app.runs import fresh_run
 from posttrain.app.screen import make_console, next_commands, print_json
 from posttrain.core.config import Settings, choices, make_settings
 from posttrain.core.errors import UserError
+from posttrain.data.read import parse_spec
 
 
 class Interrupted(Exception):
@@ -96,7 +98,7 @@ def run_sft(settings: Settings, console: Console, closing: bool = True) -> Run:
         session.export(model_card(session.loop.settings, session))
     _tell_result(run, session, note)
     if closing:
-        _next(console, run, settings)
+        _next(console, run, settings, session.loop.loader.opened.sources)
     return run
 
 
@@ -229,7 +231,7 @@ def _catch(stop) -> dict[int, Any]:
 def _how_to_go_on(session, name: str, folder: Path, note: Callable[[str], None]) -> int:
     note(f"stopped by {name} after update {session.loop.state.step} of {session.loop.loader.total}; "
          f"checkpoint {folder / 'checkpoints' / str(session.loop.state.step)}")
-    note(f"go on with: posttrain sft --output_dir {folder} --resume")
+    note(f"go on with: posttrain sft --output_dir {quote(str(folder))} --resume")
     return 128 + signal.Signals[name]
 
 
@@ -247,10 +249,14 @@ def _tell_result(run: Run, session, note: Callable[[str], None]) -> None:
     note(f"model: {run.model_path}")
 
 
-def _next(console: Console, run: Run, settings: Settings) -> None:
-    base = settings.model
-    commands = [(f"posttrain chat {run.path}", "talk to it")]
-    if not settings.architecture:
-        commands.append((f"posttrain compare {base} {run.path} --questions FILE", "answers side by side"))
-    commands.append((f"posttrain data show {run.path / 'config.yaml'}", "every trained token"))
+def _next(console: Console, run: Run, settings: Settings, sources: list[dict[str, Any]]) -> None:
+    """Commands that can be copied as they stand; the questions to compare on are those of the data."""
+    folder, commands = quote(str(run.path)), []
+    commands.append((f"posttrain chat {folder}", "talk to it"))
+    asked = next((s["spec"] for s in sources if s["format"] != "text"), None)
+    if not settings.architecture and asked:
+        questions = quote(parse_spec(asked).path)
+        commands.append((f"posttrain compare {quote(settings.model)} {folder} --questions {questions} --limit 5",
+                         "answers side by side"))
+    commands.append((f"posttrain data show {folder}", "every trained token"))
     next_commands(console, commands)

@@ -94,8 +94,8 @@ VERBS = {verb.name: verb for verb in (
          examples=("posttrain chat runs/sft-1", "posttrain chat builtin --prompt 'The capital of France is'")),
     Verb("compare", "the answers of two models to the same questions, side by side", "posttrain.app.compare:main",
          words=("BASE", "TUNED"), keys=SPEAK_KEYS,
-         options=(Option("questions", "str", None, "a file of questions: .txt (one per line), .jsonl or .json "
-                                                   "(prompt, question, instruction or messages)"),
+         options=(Option("questions", "str", None, "a file of questions: .txt (one per line), or rows in any format "
+                                                   "that data takes, such as those of the run"),
                   Option("limit", "int", None, "only the first questions", least=1), *SPEAK, JSON),
          examples=("posttrain compare builtin runs/sft-1 --questions questions.txt",)),
     Verb("env", "versions, processor, memory, GPU, disk: what a bug report needs, and no secrets",

@@ -113,6 +113,8 @@ def questions(tmp_path, name: str, text: str) -> str:
 
 @pytest.mark.parametrize(("name", "text"), [
     ("q.txt", "first?\n\nendless\n"),
+    ("s.jsonl", '{"conversations": [{"from": "human", "value": "first?"}, {"from": "gpt", "value": "x"}]}\n'
+                '{"conversations": [{"from": "human", "value": "endless"}, {"from": "gpt", "value": "y"}]}\n'),
     ("q.jsonl", '{"prompt": "first?"}\n{"question": "endless"}\n'),
     ("q.json", '[{"instruction": "first?", "input": ""}, {"messages": [{"role": "user", "content": "endless"}, '
                '{"role": "assistant", "content": "x"}]}]')])

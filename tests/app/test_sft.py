@@ -43,11 +43,13 @@ def test_everything_chosen_is_said_with_its_reason(finished):
     assert len(out.splitlines()) < 60
 
 
-def test_the_end_names_the_next_commands(finished):
+def test_the_end_names_commands_that_work(finished, capsys):
     run, out = finished
     tail = out[out.index("\nnext"):]
-    assert f"posttrain chat {run.path} " in tail and "posttrain compare " in tail
-    assert f"posttrain data show {run.path}/config.yaml" in tail
+    assert f"posttrain chat {run.path} " in tail and f"posttrain data show {run.path} " in tail
+    compare = next(line for line in tail.splitlines() if "compare" in line).partition("#")[0].split()
+    assert compare[-2:] == ["--limit", "5"] and main([*compare[1:], "--max_new_tokens", "4"]) == 0
+    assert "say red then red" in capsys.readouterr().out
 
 
 def test_the_folder_is_complete(finished):
