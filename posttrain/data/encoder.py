@@ -7,6 +7,7 @@ character, its mirror, and everything a row wrote is plain text, even where it s
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -133,9 +134,20 @@ class Encoder:
         head, whole = self.encode([anchor, anchor + rest])
         return whole.ids[len(head.ids):] if whole.ids[:len(head.ids)] == head.ids else None
 
+    @cached_property
+    def keeps_space(self) -> bool:
+        """Does decoding give back the white space of a text? (Word-level tokenizers lose it.)"""
+        text = "a b\n\nc  d"
+        return self.decode([self.encode([text])[0].ids])[0].strip() == text
+
     def decode(self, raw: list[list[int]]) -> list[str]:
-        """Ids of this encoder -> coded strings."""
-        return self.backend.decode_batch(raw, skip_special_tokens=False)
+        """Ids of this encoder, from the middle of a text -> coded strings.
+
+        Decoders may strip the space that begins a text, so a control token goes before and is taken off again.
+        """
+        first = [self.backend.token_to_id(next(iter(self.names)))] if self.names else []
+        texts = self.backend.decode_batch([first + ids for ids in raw], skip_special_tokens=False)
+        return [t[len(first):] for t in texts]
 
 
 class Encoded:

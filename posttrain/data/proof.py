@@ -66,11 +66,13 @@ def _covered(piece: tuple[int, int], marks: list[tuple[int, int]]) -> bool:
 
 
 def same_text(encoder: Encoder, found: str, wanted: str) -> bool:
-    """Equal up to what the tokenizer's own normalizer does and the space some put at the start of a stretch."""
+    """Equal up to what the tokenizer's own normalizer does and the space some put before every stretch of text."""
     if encoder.backend.normalizer is not None:
         wanted = encoder.backend.normalizer.normalize_str(wanted).replace("\u2581", " ")
         found = encoder.backend.normalizer.normalize_str(found).replace("\u2581", " ")
-    start = re.compile(f"(^|{encoder.any_mirror.pattern}) ")
+    if not encoder.keeps_space:
+        found, wanted = "".join(found.split()), "".join(wanted.split())
+    start = re.compile(f"(^|{encoder.any_mirror.pattern}) +")
     return found == wanted or start.sub(r"\1", found) == start.sub(r"\1", wanted)
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 CONTROL = re.compile(r'<[|｜][^<>|｜\s]+[|｜]>|<\|[a-z_"]+>|<[a-z_"]+\|>|<\|"\|>|<(?:start|end)_of_\w+>'
@@ -10,12 +10,17 @@ CONTROL = re.compile(r'<[|｜][^<>|｜\s]+[|｜]>|<\|[a-z_"]+>|<[a-z_"]+\|>|<\|"
 WORDS = ("The capital of France is Paris. Hello! How can I help? What is the weather in Rome, and the sky? assistant "
          "user system functions to=self thought model # Tools get_weather city days "
          "你好 世界 法国的首都是巴黎。\n\n\t ") * 3
+# As Qwen splits: line ends stay together, so "\n" and "\n\n" are different tokens and seams are real.
+SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+         r"|\s+(?!\S)|\s+")
 TEXT_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # added, but no control tokens: as in Qwen3
 
 
 def backend() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator([WORDS], trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet,

@@ -160,8 +160,8 @@ LLAMA2 = ("<bos>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello. <eos>"
           "<bos>[INST] Bye [/INST] Goodbye. <eos>")
 
 
-@pytest.mark.parametrize(("name", "text"), zip(("plain", "alpaca", "chatml", "llama2"),
-                                               (PLAIN, ALPACA, CHATML, LLAMA2), strict=True))
+@pytest.mark.parametrize(("name", "text"), [
+    ("plain", PLAIN), ("alpaca", ALPACA), ("chatml", CHATML), ("llama2", LLAMA2)])
 def test_built_in_templates(name, text):
     tokenizer = tokenizer_for(bos_token="<bos>") if name == "llama2" else tokenizer_for()
     spec = make_spec(tokenizer, chat_template=name)
