@@ -17,9 +17,10 @@ def overview(width: int | None = None) -> str:
     """All verbs, one line each."""
     width = width or _width()
     rows = [(f"posttrain {v.name}", v.summary) for v in VERBS.values()]
+    left = max(len(a) for a, _ in rows) + 2
     lines = [*_wrap(INTRO, width), "", "usage: posttrain VERB [CONFIG.yaml] [--key value …]", "",
-             *_two_columns(rows, width, max(len(a) for a, _ in rows) + 2), "", *_wrap("`posttrain VERB --help` lists its keys; `posttrain --version` "
-                                                    "prints the version.", width)]
+             *_two_columns(rows, width, left), "",
+             *_wrap("`posttrain VERB --help` lists its keys; `posttrain --version` prints the version.", width)]
     return "\n".join(lines)
 
 
