@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -22,7 +23,7 @@ from posttrain.app.run import Run
 from posttrain.app.runs import fresh_run
 from posttrain.app.screen import make_console, next_commands, print_json
 from posttrain.core.config import Settings, choices, make_settings
-from posttrain.core.errors import UserError
+from posttrain.core.errors import SettingsError, UserError
 from posttrain.data.read import parse_spec
 
 
@@ -80,7 +81,7 @@ def run_sft(settings: Settings, console: Console, closing: bool = True) -> Run:
 
     with Loader(settings) as loader:  # indexing and rendering go on in their own process from here
         try:
-            ref, spec = _tokenizer(settings, folder, note)
+            ref, spec = _with_errors_of(loader, partial(_tokenizer, settings, folder, note))
             settings = _settle_model(settings, ref, spec, note)
             loader.tokenizer(spec)
             session = _open(settings, folder, ref, spec, loader, note, began)
@@ -160,6 +161,18 @@ def _tokenizer(settings: Settings, folder: Path, note: Callable[[str], None]):
                           template_date=settings.template_date)
     note(f"chat template = {spec.template_name}: {spec.template_reason}")
     return ref, spec
+
+
+def _with_errors_of(loader, step: Callable[[], Any]) -> Any:
+    """The result of a step; if it fails, its error together with what is wrong with the data: both are shown."""
+    try:
+        return step()
+    except UserError as error:
+        try:
+            loader.opened  # noqa: B018 - waits until the data is opened, which may raise
+        except UserError as other:
+            raise SettingsError([error, other]) from None
+        raise
 
 
 def _settle_model(settings: Settings, ref, spec, note: Callable[[str], None]) -> Settings:

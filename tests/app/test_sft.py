@@ -128,3 +128,11 @@ def test_nothing_is_left_behind_by_a_run_that_never_began(tiny_model, tmp_path, 
     bad.write_text('{"instruction": "a", "output": "b"}\n{"instruction": \n')
     assert main(["sft", "--model", str(tiny_model), "--data", str(bad), "--output_dir", str(tmp_path / "run")]) == 2
     assert f"{bad}:2" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_missing_model_and_missing_data_are_shown_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sft", "--model", "./absent", "--data", "rows.jsonl"]) == 2
+    said = capsys.readouterr().err
+    assert "there is no such model folder" in said and "the data file does not exist" in said
+    assert not list((tmp_path / "runs").iterdir())
