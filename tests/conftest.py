@@ -38,8 +38,8 @@ def rows(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory):
-    """A function that makes a folder with random weights (Qwen3 shape, 2 layers) and a byte-level tokenizer of 400
-    entries without a template; `shape` are keys of the config."""
+    """A function that makes a folder with random weights (Qwen3 shape, 2 layers) and a byte-level tokenizer of some
+    300 entries without a template; `shape` are keys of the config (vocab_size None: no row to spare)."""
     def make(name: str, **shape) -> Path:
         import torch
         from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -51,6 +51,8 @@ def make_model(tmp_path_factory):
         config = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
                   "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True,
                   "max_position_embeddings": 512, "initializer_range": 0.1} | shape
+        if config["vocab_size"] is None:
+            config["vocab_size"] = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
         torch.manual_seed(0)
         Qwen3ForCausalLM(Qwen3Config(**config)).save_pretrained(folder)
         return folder
@@ -59,7 +61,7 @@ def make_model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_model(make_model) -> Path:
-    """512 embedding rows, 400 tokens, tied, float32."""
+    """512 embedding rows for some 300 tokens, tied, float32."""
     return make_model("tiny")
 
 

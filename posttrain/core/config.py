@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -93,9 +94,10 @@ class Settings(BaseModel):
     @field_validator("data", "eval_data", "report_to", "lora_target_modules", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
-        if isinstance(value, str | Path):
-            return [str(value)]
-        return [str(v) for v in value] if isinstance(value, list | tuple) else value
+        if isinstance(value, str | os.PathLike):
+            return [os.fspath(value)]
+        return [os.fspath(v) if isinstance(v, os.PathLike) else str(v) for v in value] if isinstance(
+            value, list | tuple) else value
 
     @field_validator("columns", mode="before")
     @classmethod
@@ -112,10 +114,10 @@ class Settings(BaseModel):
     def _switch(cls, value: Any) -> Any:
         return str(value).lower() if isinstance(value, bool) else value
 
-    @field_validator("model", "output_dir", "tokenizer", "chat_template", mode="before")
+    @field_validator("model", "architecture", "output_dir", "tokenizer", "chat_template", mode="before")
     @classmethod
     def _path(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
+        return os.fspath(value) if isinstance(value, os.PathLike) else value  # a Run is one too
 
     @model_validator(mode="after")
     def _together(self) -> Settings:

@@ -62,7 +62,7 @@ def from_scratch(architecture: str | Path, *, vocab_size: int, special: dict[str
                  dtype: torch.dtype, device: torch.device | str = "cpu"):
     """A randomly initialised model of the shape in a YAML file of Hugging Face config keys (`model_type` first).
 
-    The embedding has `vocab_size` rows unless the file asks for more; `special` gives bos, eos and pad ids.
+    The embedding has `vocab_size` rows unless the file asks for more; `special` gives bos and eos ids.
     """
     config = read_architecture(architecture)
     model_type = config.pop("model_type")
@@ -92,9 +92,9 @@ def read_architecture(path: str | Path) -> dict[str, Any]:
     return config
 
 
-def base_dtype(base: str) -> torch.dtype:
+def base_dtype(base: str, trust_remote_code: bool = False) -> torch.dtype:
     """The type a base's weights are stored in, from its config (float32 where it does not say)."""
-    config = AutoConfig.from_pretrained(base)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
     return config.get_text_config().dtype or config.dtype or torch.float32
 
 

@@ -46,7 +46,8 @@ def build_policy(settings: Settings, ref: ModelRef | None, *, vocab_size: int, n
         stored = dtype
     else:
         model = load_causal(ref, dtype=held, device=device, trust_remote_code=settings.trust_remote_code)
-        stored = base_dtype(ref.base)
+        stored = base_dtype(ref.base, settings.trust_remote_code)
+    model.get_input_embeddings().padding_idx = None  # torch would never train that row, and pad is often eos
     notes = []
     if grown := grow_embeddings(model, vocab_size):
         notes.append(f"embeddings grew by {len(grown)} to {vocab_size:,} rows for the chat template's tokens")
@@ -86,18 +87,18 @@ def open_model(ref: ModelRef, *, dtype: str = "auto", device: str = "auto", trus
         return _from_checkpoint(ref, kind, where)
     model = load_causal(ref, dtype=kind, device=where, trust_remote_code=trust_remote_code)
     if ref.adapter:
-        rows = _vocabulary(ref.tokenizer)
+        rows = _vocabulary(ref.tokenizer, trust_remote_code)
         if rows > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(rows, mean_resizing=False)
         model = attach_adapter(model, ref.adapter, trainable=False)
         lower(model, kind, kept_wide(model))
-    return Policy(model.eval(), ref, kind, where, base_dtype(ref.base), [])
+    return Policy(model.eval(), ref, kind, where, base_dtype(ref.base, trust_remote_code), [])
 
 
-def _vocabulary(tokenizer: str) -> int:
+def _vocabulary(tokenizer: str, trust_remote_code: bool) -> int:
     from transformers import AutoTokenizer
 
-    return len(AutoTokenizer.from_pretrained(tokenizer))
+    return len(AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code))
 
 
 def _from_checkpoint(ref: ModelRef, dtype: torch.dtype, device: torch.device) -> Policy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +32,12 @@ class ModelRef:
         return not Path(self.base).exists()
 
 
-def resolve_model(name: str | Path) -> ModelRef:
+def resolve_model(name: str | os.PathLike) -> ModelRef:
     """The parts behind a model name; a name that is nothing of these is a UserError.
 
     `builtin` · run folder · RUN/checkpoints/N · adapter folder · Hugging Face folder · hub id (never an existing path).
     """
-    text = str(name)
+    text = os.fspath(name)
     if text == BUILTIN:
         folder = str(builtin_model_path())
         return ModelRef(text, folder, folder)

@@ -81,7 +81,7 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     set_determinism(settings)
     new_tokens = [spec.control[token] for token in spec.new_tokens]
     policy = build_policy(settings, ref, vocab_size=spec.vocab_size, new_tokens=new_tokens,
-                          special={f"{name}_token_id": spec.id(name) for name in ("bos", "eos", "pad")})
+                          special={f"{name}_token_id": spec.id(name) for name in ("bos", "eos")})
     _tell_machine(settings, policy, note)
     settings = settle_layout(settings, policy, note)
     optimizer = MasterAdamW(policy.model.named_parameters(), beta1=settings.adam_beta1, beta2=settings.adam_beta2,
