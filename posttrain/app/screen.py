@@ -29,3 +29,18 @@ def next_commands(console: Console, commands: list[tuple[str, str]]) -> None:
     console.print("\n[bold]next[/bold]")
     for command, what in commands:
         console.print(f"  {command:<{width}}  # {what}", soft_wrap=True, markup=False)
+
+
+def print_example(console: Console, sequence, spec, most: int = 200) -> None:
+    """The tokens of one sequence with their weights in colour; of a long one those around its first trained token."""
+    from posttrain.core.sequence import Sequence
+    from posttrain.data.show import print_sequence
+
+    length = len(sequence)
+    start = max(0, min(int((sequence.weights != 0).argmax()) - most // 2, length - most))
+    part = slice(start, start + most)
+    shown = Sequence(sequence.ids[part], sequence.weights[part], sequence.reasons[part], sequence.origin)
+    part_of = f" ({len(shown)} of {length} tokens)" if length > most else ""
+    console.print(f"\n{sequence.origin}, token by token{part_of}", markup=False, soft_wrap=True)
+    print_sequence(console, shown, spec)
+    console.print()

@@ -21,7 +21,7 @@ from posttrain.app.reporters import need, open_reporters
 from posttrain.app.resume import check_same_run, resumed_values
 from posttrain.app.run import Run
 from posttrain.app.runs import fresh_run
-from posttrain.app.screen import make_console, next_commands, print_json
+from posttrain.app.screen import make_console, next_commands, print_example, print_json
 from posttrain.core.config import Settings, choices, make_settings
 from posttrain.core.errors import SettingsError, UserError
 from posttrain.data.read import parse_spec
@@ -198,6 +198,8 @@ def _tell_data(session, note: Callable[[str], None], console: Console) -> None:
     dropped = ", ".join(f"{n} {reason}" for reason, n in sorted(head.ledger.rows_dropped.items()))
     note(f"first {read:,} rows: {kept:,} trained" + (f", dropped: {dropped}" if dropped else "")
          + f"; {head.trained_share:.1%} of their tokens are trained")
+    if head.example is not None:
+        print_example(console, head.example, session.spec)
     note(f"{loader.total:,} updates, {loader.updates_per_epoch:,} per epoch of {loader.opened.rows_per_epoch:,} rows")
 
 

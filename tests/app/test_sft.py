@@ -37,8 +37,8 @@ def finished(tiny_model, rows, tmp_path_factory):
 def test_everything_chosen_is_said_with_its_reason(finished):
     _, out = finished
     for part in ("chat template = plain: the tokenizer has no template", "device = cpu: ", "dtype = ",
-                 "rows.json: 144 rows, format alpaca, 14 held out", "% of their tokens are trained", "12 updates",
-                 "update 12/12", "eval_loss", "ledger: rows read 96 = trained 96 + dropped 0", "tokens rendered"):
+                 "rows.json: 144 rows, format alpaca, 14 held out", "% of their tokens are trained",
+                 "token by token", "⟦", "12 updates", "update 12/12", "eval_loss", "ledger: rows read 96 = trained 96 + dropped 0", "tokens rendered"):
         assert part in out, part
     assert len(out.splitlines()) < 60
 
@@ -136,3 +136,23 @@ def test_a_missing_model_and_missing_data_are_shown_at_once(tmp_path, monkeypatc
     said = capsys.readouterr().err
     assert "there is no such model folder" in said and "the data file does not exist" in said
     assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_long_example_is_shown_around_its_first_trained_token(tiny_model):
+    import io
+
+    from rich.console import Console
+
+    from posttrain.app.screen import print_example
+    from posttrain.core.sequence import Row
+    from posttrain.data.render import Renderer
+    from posttrain.data.tokenizer import load_tokenizer
+
+    spec = load_tokenizer(tiny_model)
+    row = Row("conversation", "x.json:7", messages=[{"role": "user", "content": "say red " * 300},
+                                                    {"role": "assistant", "content": "blue " * 300}])
+    sequence = Renderer(spec, max_length=4096).render([row])[0].sequences[0]
+    out = io.StringIO()
+    print_example(Console(file=out, width=100), sequence, spec)
+    assert f"x.json:7, token by token (200 of {len(sequence)} tokens)" in out.getvalue()
+    assert "Assistant:⟦" in out.getvalue().replace("\n", "")
