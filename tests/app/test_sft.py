@@ -38,7 +38,8 @@ def test_everything_chosen_is_said_with_its_reason(finished):
     _, out = finished
     for part in ("chat template = plain: the tokenizer has no template", "device = cpu: ", "dtype = ",
                  "rows.json: 144 rows, format alpaca, 14 held out", "% of their tokens are trained",
-                 "token by token", "⟦", "12 updates", "update 12/12", "eval_loss", "ledger: rows read 96 = trained 96 + dropped 0", "tokens rendered"):
+                 "token by token", "⟦", "12 updates", "update 12/12", "eval_loss",
+                 "ledger: rows read 96 = trained 96 + dropped 0", "tokens rendered"):
         assert part in out, part
     assert len(out.splitlines()) < 60
 
