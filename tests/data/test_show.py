@@ -34,7 +34,8 @@ def test_json_line_is_exact():
     assert [(t["text"], t["weight"], t["reason"]) for t in line["tokens"]] == [
         ("<|im_start|>", 0.0, "prompt"), ("user", 0.0, "prompt"), ("\n", 0.0, "prompt"), ("H", 0.0, "prompt"),
         ("i", 0.0, "prompt"), ("<|im_end|>", 0.0, "prompt"), ("\n", 0.0, "prompt"), ("<|im_start|>", 0.0, "prompt"),
-        ("as", 0.0, "prompt"), ("sistan", 0.0, "prompt"), ("t", 0.0, "prompt"), ("\n", 0.0, "prompt"), ("B", 1.0, "content"), ("<|im_end|>", 1.0, "stop"),
+        ("as", 0.0, "prompt"), ("sistan", 0.0, "prompt"), ("t", 0.0, "prompt"), ("\n", 0.0, "prompt"),
+        ("B", 1.0, "content"), ("<|im_end|>", 1.0, "stop"),
         ("\n", 0.0, "untrained")]
     assert [t["id"] for t in line["tokens"]] == sequence.ids.tolist()
 
