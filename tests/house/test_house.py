@@ -16,8 +16,8 @@ TEXTS = [*CODE, *(p for p in ROOT.glob("*") if p.suffix in (".md", ".toml", "") 
          *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.yaml"), ROOT / ".ci" / "run"]
 NO_TORCH = [*(ROOT / "posttrain" / "data").rglob("*.py"),
             *(ROOT / "posttrain" / "core" / f"{name}.py" for name in ("config", "errors", "sequence")),
-            *(ROOT / "posttrain" / "app" / f"{name}.py" for name in ("cli", "arguments", "help", "verbs", "runs", "run", "resume",
-                                                                "screen", "data", "table"))]
+            *(ROOT / "posttrain" / "app" / f"{name}.py" for name in (
+                "cli", "arguments", "help", "verbs", "runs", "run", "resume", "screen", "data", "table"))]
 
 
 def tree(path: Path) -> ast.Module:
