@@ -8,6 +8,7 @@ it needs no mask and adds nothing to a gradient).
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +18,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 NAME = "posttrain"
 # On CPU in bf16 three plain matrix products beat the fused kernel up to this length (measured in bench/attention.py).
 SHORT = 256
-# A sequence joins a batch whose longest member is at most this many times longer.
+# Batches have one of these shapes on that path: oneDNN compiles and keeps a kernel per shape, and compiling for every
+# new mixture of lengths costs a fifth of the time and hundreds of megabytes (docs/performance.md).
+LENGTHS = (16, 32, 48, 64, 80, 96, 128, 160, 192, 224, SHORT)
+COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+# A longer sequence joins a batch whose longest member is at most this many times longer.
 STRETCH = 1.34
 # Keywords that models pass to attention functions and that do not change what a packed causal attention computes.
 HARMLESS = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "is_causal",
@@ -32,7 +37,7 @@ class UnknownAttention(ValueError):
 @dataclass(slots=True)
 class Bucket:
     """Sequences run as one causal batch [B, L]: `gather` [B*L] takes rows from the flat stream, padding repeats a
-    sequence's last token; `scatter` gives, for the tokens in `tokens` order, their row of the batch."""
+    sequence's last token; `scatter` lists the rows of the batch that are no padding."""
 
     batch: int
     length: int
@@ -47,43 +52,58 @@ class Layout:
 
     bounds: list[int]
     device: torch.device
+    few_shapes: bool = False
+    padding: int = 0  # tokens after the last sequence that attend to nothing
     buckets: list[Bucket] = field(default_factory=list)
     inverse: torch.Tensor | None = None  # puts the buckets' tokens back in stream order
     masks: dict = field(default_factory=dict)
     cu_seqlens: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        lengths = [b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False)]
         if self.device.type == "cuda":
             self.cu_seqlens = torch.tensor(self.bounds, dtype=torch.int32, device=self.device)
-        order = sorted(range(len(lengths)), key=lambda s: -lengths[s])
-        groups: list[list[int]] = []
-        for s in order:
-            if groups and lengths[groups[-1][0]] <= STRETCH * lengths[s]:
-                groups[-1].append(s)
-            else:
-                groups.append([s])
-        taken: list[torch.Tensor] = []
-        for group in groups:
-            longest, starts = lengths[group[0]], torch.tensor([self.bounds[s] for s in group])
-            if len(group) == 1:
-                first = self.bounds[group[0]]
-                self.buckets.append(Bucket(1, longest, first))
-                taken.append(torch.arange(first, first + longest))
-                continue
-            inside = torch.arange(longest)
-            sizes = torch.tensor([lengths[s] for s in group])
-            rows = starts[:, None] + torch.minimum(inside[None], sizes[:, None] - 1)
-            real = (inside[None] < sizes[:, None]).flatten()
-            scatter = real.nonzero()[:, 0]
-            taken.append(rows.flatten()[scatter])
-            self.buckets.append(Bucket(len(group), longest, None, rows.flatten().to(self.device),
-                                       scatter.to(self.device)))
+        taken = [self._add(group, length) for group, length in self._groups()]
         stream = torch.cat(taken)
         if len(self.buckets) > 1 or self.buckets[0].gather is not None:
             inverse = torch.empty_like(stream)
             inverse[stream] = torch.arange(len(stream))
             self.inverse = inverse.to(self.device)
+
+    def _groups(self) -> list[tuple[list[int], int]]:
+        """Sequences that share a batch, longest first, each group with its batch's length."""
+        lengths = [b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False)]
+        groups: list[tuple[list[int], int]] = []
+        for s in sorted(range(len(lengths)), key=lambda s: -lengths[s]):
+            size = lengths[s]
+            if self.few_shapes and size <= SHORT:
+                size = LENGTHS[bisect.bisect_left(LENGTHS, size)]
+                fits = groups and groups[-1][1] == size
+            else:
+                fits = groups and groups[-1][1] <= STRETCH * size
+            if fits:
+                groups[-1][0].append(s)
+            else:
+                groups.append(([s], size))
+        return groups
+
+    def _add(self, group: list[int], length: int) -> torch.Tensor:
+        """Append the group's bucket -> the stream rows of its real tokens, in the bucket's order."""
+        starts = torch.tensor([self.bounds[s] for s in group])
+        sizes = torch.tensor([self.bounds[s + 1] - self.bounds[s] for s in group])
+        if len(group) == 1 and length == int(sizes[0]):
+            first = int(starts[0])
+            self.buckets.append(Bucket(1, length, first))
+            return torch.arange(first, first + length)
+        short = self.few_shapes and length <= SHORT and len(group) <= COUNTS[-1]
+        batch = COUNTS[bisect.bisect_left(COUNTS, len(group))] if short else len(group)
+        more = batch - len(group)  # whole sequences of padding
+        starts = torch.cat([starts, starts[:1].expand(more)])
+        sizes = torch.cat([sizes, torch.zeros(more, dtype=sizes.dtype)])
+        inside = torch.arange(length)
+        rows = (starts[:, None] + torch.minimum(inside[None], (sizes[:, None] - 1).clamp(min=0))).flatten()
+        scatter = (inside[None] < sizes[:, None]).flatten().nonzero()[:, 0]
+        self.buckets.append(Bucket(batch, length, None, rows.to(self.device), scatter.to(self.device)))
+        return rows[scatter]
 
     def window_mask(self, length: int, window: int) -> torch.Tensor:
         """[L, L] bool, true where query i may see key j: 0 <= i - j < window."""
@@ -168,12 +188,12 @@ def attend(module, query, key, value, attention_mask=None, *, scaling=None, drop
     if unknown or position_bias is not None or attention_mask is not None:
         raise UnknownAttention(f"unknown attention keyword: {', '.join(unknown) or 'a mask or position bias'}")
     layout = _current
-    if layout is None or layout.bounds[-1] != query.shape[2]:
+    if layout is None or layout.bounds[-1] + layout.padding != query.shape[2]:
         raise UnknownAttention("the pack's layout is not set")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
     plain = softcap is None and s_aux is None and dropout == 0.0
-    if plain and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and value.shape[-1] == key.shape[-1]:
+    if plain and not layout.padding and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and value.shape[-1] == key.shape[-1]:
         return _varlen(q_THD, k_THD, v_THD, layout, scale, sliding_window)[None], None
     special = (softcap, s_aux, dropout)
     outputs = []
@@ -184,7 +204,9 @@ def attend(module, query, key, value, attention_mask=None, *, scaling=None, drop
         out = out.reshape(-1, *out.shape[2:])
         outputs.append(out if bucket.scatter is None else out.index_select(0, bucket.scatter))
     stream = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    return (stream if layout.inverse is None else _Permute.apply(stream, layout.inverse))[None], None
+    if layout.inverse is not None:
+        stream = _Permute.apply(stream, layout.inverse)
+    return F.pad(stream, (0, 0, 0, 0, 0, layout.padding))[None], None
 
 
 def _take(x_THD, bucket):

@@ -14,6 +14,8 @@ from .attention import Layout, set_layout
 
 # Logits of one chunk may take this many bytes; more targets than fit are run in several recomputed chunks.
 CHUNK_BYTES = 128 << 20
+# On CPU in bf16 streams and target lists are filled up to a multiple of this: oneDNN compiles a kernel per size.
+ALIGN = 128
 
 
 @dataclass(slots=True)
@@ -91,7 +93,7 @@ def token_logprobs(hidden_KD, head, targets_K, needs=frozenset({"logprobs"}), te
 
     if count <= chunk:
         return piece(hidden_KD, targets_K)
-    size = -(-count // -(-count // chunk))  # equal pieces
+    size = aligned(-(-count // -(-count // chunk)), 16)  # equal pieces
     parts = [checkpoint(piece, hidden_KD[i:i + size], targets_K[i:i + size], use_reentrant=False,
                         preserve_rng_state=False)
              for i in range(0, count, size)]
@@ -115,19 +117,28 @@ class Forward:
     def device(self) -> torch.device:
         return self.head.module.weight.device
 
+    @property
+    def align(self) -> int:
+        weight = self.head.module.weight
+        return ALIGN if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 else 1
+
     def hidden(self, pack: Pack) -> torch.Tensor:
-        """Last hidden states, [T, D]; the pack's layout stays set until the next call, for recomputation."""
-        set_layout(Layout(pack.bounds, pack.ids_T.device))
-        return self.decoder(input_ids=pack.ids_T[None], position_ids=pack.positions_T[None],
-                            use_cache=False).last_hidden_state[0]
+        """Last hidden states, [T' >= T, D], the first T the pack's; its layout stays set for recomputation."""
+        size, align = pack.ids_T.shape[0], self.align
+        fill = aligned(size, align) - size
+        set_layout(Layout(pack.bounds, pack.ids_T.device, few_shapes=align > 1, padding=fill))
+        return self.decoder(input_ids=F.pad(pack.ids_T, (0, fill))[None],
+                            position_ids=F.pad(pack.positions_T, (0, fill))[None], use_cache=False).last_hidden_state[0]
 
     def __call__(self, pack: Pack, needs: Iterable[str] = ("logprobs",), temperature: float = 1.0) -> Outputs:
         needs = frozenset(needs)
         where = pack.weights_T.nonzero()[:, 0]
         targets_K = pack.targets_T[where]
         if self.flat:
-            hidden = self.hidden(pack)
-            columns = token_logprobs(hidden.index_select(0, where), self.head, targets_K, needs, temperature)
+            fill = aligned(len(where), self.align) - len(where)  # repeats of a position, whose results are dropped
+            rows, targets = (torch.cat([x, x[:1].expand(fill)]) for x in (where, targets_K))
+            columns = token_logprobs(self.hidden(pack).index_select(0, rows), self.head, targets, needs, temperature)
+            columns = [c[:len(where)] for c in columns]
         else:
             columns = self._one_by_one(pack, needs, temperature)
         names = [n for n in ("logprobs", "entropy", "mean_logprob") if n in needs]
@@ -143,3 +154,8 @@ class Forward:
                 logits = self.causal(input_ids=pack.ids_T[None, a:b], use_cache=False).logits[0]
                 parts.append(target_stats(logits[where], pack.targets_T[a:b][where], needs, temperature))
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def aligned(size: int, to: int) -> int:
+    """The next multiple of `to`."""
+    return -(-size // to) * to

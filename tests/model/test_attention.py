@@ -92,3 +92,30 @@ def test_like_lengths_share_a_batch():
     layout = Layout([0, 10, 22, 30, 31], torch.device("cpu"))
     assert [(b.batch, b.length) for b in layout.buckets] == [(2, 12), (1, 8), (1, 1)]
     assert layout.inverse.sort().values.tolist() == list(range(31))
+
+
+def test_few_shapes_change_nothing():
+    """Batches of fixed shapes and a filled-up stream give the same output and gradient, and the filling gives none."""
+    found = []
+    for few, padding in ((False, 0), (True, 7)):
+        q, k, v = tensors(BOUNDS[-1] + padding)
+        with torch.no_grad():
+            for x, y in zip((q, k, v), tensors(BOUNDS[-1]), strict=True):
+                x[:, :, :BOUNDS[-1]] = y
+        set_layout(Layout(BOUNDS, torch.device("cpu"), few_shapes=few, padding=padding))
+        out, _ = attend(None, q, k, v, sliding_window=9)
+        out.square().sum().backward()
+        assert not out[0, BOUNDS[-1]:].any() and not q.grad[:, :, BOUNDS[-1]:].any()
+        found.append([out[:, :BOUNDS[-1]].detach(), *(x.grad[:, :, :BOUNDS[-1]] for x in (q, k, v))])
+    for one, two in zip(*found, strict=True):
+        assert (one - two).abs().max() < 1e-12
+
+
+def test_shapes_are_few():
+    shapes = set()
+    for seed in range(40):
+        sizes = torch.randint(1, 257, (20,), generator=torch.Generator().manual_seed(seed)).tolist()
+        layout = Layout([0, *torch.tensor(sizes).cumsum(0).tolist()], torch.device("cpu"), few_shapes=True)
+        shapes |= {(b.batch, b.length) for b in layout.buckets if b.gather is not None}
+    assert {length for _, length in shapes} <= set(attention.LENGTHS)
+    assert {count for count, _ in shapes} <= set(attention.COUNTS)
