@@ -40,7 +40,7 @@ def make_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> None:
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
     tokenizer.train_from_iterator(texts, trainer)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": END,
               "clean_up_tokenization_spaces": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")

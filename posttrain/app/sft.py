@@ -228,6 +228,9 @@ def _train(session, console: Console, note: Callable[[str], None]) -> str:
     try:
         with progress:
             status = session.run()
+    except KeyboardInterrupt:
+        note(f"stopped at once; go on with: posttrain sft --output_dir {loop.record.folder} --resume")
+        raise
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ def save_checkpoint(folder: Path, step: int, files: dict[str, dict[str, torch.Te
     checkpoint go (test_checkpoint.py).
     """
     final, partial = folder / str(step), folder / f".{step}.partial"
-    try:
+    with writing(final, partial):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         for name, tensors in files.items():
@@ -42,9 +44,6 @@ def save_checkpoint(folder: Path, step: int, files: dict[str, dict[str, torch.Te
             shutil.rmtree(final)
         partial.rename(final)
         _flush_folder(folder)
-    except (OSError, SafetensorError) as e:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise write_error(e, final) from e
     for old in (*list_checkpoints(folder)[:-keep], *folder.glob(".*.partial")):  # and what a killed run left half
         shutil.rmtree(old)
     return final
@@ -95,7 +94,21 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
 
 
-def write_error(e: Exception, where: Path) -> UserError:
+@contextmanager
+def writing(where: Path, partial: Path | None = None) -> Iterator[None]:
+    """Inside it a failed write is one UserError about `where`; `partial` is removed whatever the failure was."""
+    try:
+        yield
+    except BaseException as e:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        # the tokenizers library raises a bare Exception with the system's number in its text
+        if isinstance(e, OSError | SafetensorError) or (type(e) is Exception and "(os error" in str(e)):
+            raise write_error(e, where) from e
+        raise
+
+
+def write_error(e: BaseException, where: Path) -> UserError:
     """The error a person needs when a write failed: no space, read-only, or what the system said."""
     code, text = getattr(e, "errno", None), str(e)
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "os error 28" in text:

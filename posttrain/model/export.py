@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import GenerationConfig
 
-from .checkpoint import write_error
+from .checkpoint import writing
 from .policy import Policy
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -23,7 +22,7 @@ def export_model(folder: Path, policy: Policy, masters: dict[str, torch.Tensor],
     `masters` are the trained weights by parameter name. Written beside and renamed, so a folder of this name is whole.
     """
     partial = folder.with_name(f".{folder.name}.partial")
-    try:
+    with writing(folder, partial):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         if hasattr(policy.model, "peft_config"):
@@ -36,9 +35,6 @@ def export_model(folder: Path, policy: Policy, masters: dict[str, torch.Tensor],
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
-    except (OSError, SafetensorError) as e:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise write_error(e, folder) from e
     return folder
 
 

@@ -19,7 +19,7 @@ from ..data.judge import Head
 from ..data.loader import Loader
 from ..data.packer import pack_sequences
 from ..model.adapters import count_parameters
-from ..model.checkpoint import latest_checkpoint, load_checkpoint
+from ..model.checkpoint import latest_checkpoint, load_checkpoint, writing
 from ..model.device import choose_device, choose_dtype
 from ..model.export import export_model
 from ..model.policy import Policy, build_policy, kept_wide
@@ -50,8 +50,10 @@ class Session:
         record.status(status="running", step=loop.state.step)
         try:
             whole = loop.run()
-        except BaseException:
-            record.status(status="failed", step=loop.state.step)
+        except BaseException as e:
+            with contextlib.suppress(UserError):  # a full disk has said so already
+                record.status(status="interrupted" if isinstance(e, KeyboardInterrupt) else "failed",
+                              step=loop.state.step)
             raise
         record.status(status="exporting" if whole else "interrupted", step=loop.state.step,
                       eval_loss=loop.state.eval_loss, eval_loss_before=loop.state.eval_loss_before)
@@ -93,7 +95,8 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     note(f"forward: {how}")
     head = loader.judge()
     spec.enable_thinking = head.thinking  # saved with the tokenizer: answers are asked for as training asked
-    spec.save(folder / "tokenizer")
+    with writing(folder / "tokenizer"):
+        spec.save(folder / "tokenizer")
     facts = {"base": str(Path(ref.base).resolve()) if ref and Path(ref.base).exists() else (ref.base if ref else ""),
              "adapter": str(ref.adapter.resolve()) if ref and ref.adapter else None, "vocab_size": spec.vocab_size,
              "new_tokens": new_tokens, "version": __version__,

@@ -1,0 +1,140 @@
+"""Ctrl-C, SIGTERM and a full disk: what is kept, what is said, the exit code, and that a resume goes on exactly."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from posttrain.app.cli import main
+from posttrain.app.run import Run
+from posttrain.train import loop as training
+
+ACCUMULATE = training.accumulate
+
+
+@pytest.fixture
+def sft(tiny_model, rows, tmp_path):
+    """Run `posttrain sft` in this process on the tiny pair -> exit code; flags are added to these."""
+    def run(*flags, folder=tmp_path / "run", steps=6) -> int:
+        return main(["sft", "--model", str(tiny_model), "--data", str(rows), "--method", "full", "--dtype", "float32",
+                     "--max_steps", str(steps), "--batch_size", "8", "--learning_rate", "3e-3",
+                     "--output_dir", str(folder), *flags])
+    return run
+
+
+@pytest.fixture
+def during(monkeypatch):
+    """Send signals to this process in the middle of one update's computation."""
+    def arrange(step: int, *numbers: int) -> None:
+        def accumulate(*given):
+            if given[-1] == step:
+                for number in numbers:
+                    signal.raise_signal(number)
+            return ACCUMULATE(*given)
+        monkeypatch.setattr(training, "accumulate", accumulate)
+    return arrange
+
+
+def weights(folder) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_after_the_update_with_a_checkpoint(sft, during, tmp_path, capsys, number, code):
+    handler = signal.getsignal(number)
+    during(3, number)
+    assert sft() == code
+    run = tmp_path / "run"
+    said = capsys.readouterr().out
+    assert "stopping after this update (again: at once)" in said and "update 3/6" in said and "update 4/6" not in said
+    assert f"stopped by {number.name} after update 3 of 6; checkpoint {run}/checkpoints/3" in said
+    assert said.endswith(f"go on with: posttrain sft --output_dir {run} --resume\n")
+    assert len(Run(run).metrics) == 3 and Run(run).status["status"] == "interrupted" and not (run / "model").exists()
+    assert signal.getsignal(number) is handler
+
+    during(99)
+    assert main(["sft", "--output_dir", str(run), "--resume"]) == 0
+    assert f"resumed from {run}/checkpoints/3 (update 3)" in capsys.readouterr().out
+    assert sft(folder=tmp_path / "whole") == 0
+    assert weights(run) == weights(tmp_path / "whole") and Run(run).ledger == Run(tmp_path / "whole").ledger
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_second_signal_stops_at_once(sft, during, tmp_path, capsys):
+    during(3, signal.SIGINT, signal.SIGINT)
+    assert sft("--save_steps", "2") == 130
+    said = capsys.readouterr()
+    assert said.err == "\ninterrupted\n"
+    assert f"stopped at once; go on with: posttrain sft --output_dir {tmp_path / 'run'} --resume" in said.out
+    run = Run(tmp_path / "run")
+    assert len(run.metrics) == 2 and [p.name for p in run.checkpoints] == ["2"]
+    assert run.status["status"] == "interrupted"
+    during(99)
+    assert main(["sft", "--output_dir", str(run.path), "--resume"]) == 0 and run.status["status"] == "finished"
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_signal_in_the_last_update_changes_nothing(sft, during, tmp_path):
+    during(6, signal.SIGINT)
+    assert sft() == 0 and Run(tmp_path / "run").status["status"] == "finished"
+
+
+def test_ctrl_c_in_a_terminal(tiny_model, rows, tmp_path):
+    """The signal goes to every process of the group, as a terminal sends it: the data worker must not mind."""
+    argv = ["sft", "--model", tiny_model, "--data", rows, "--max_steps", "1000", "--batch_size", "4", "--output_dir",
+            tmp_path / "run"]
+    process = subprocess.Popen([sys.executable, "-m", "posttrain", *map(str, argv)], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_text().count("\n")) and time.monotonic() < until:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert f"go on with: posttrain sft --output_dir {tmp_path / 'run'} --resume" in out
+    run = Run(tmp_path / "run")
+    assert err == "" and int(run.checkpoints[-1].name) == len(run.metrics) < 1000
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that gives a folder on a disk of so many kilobytes; needs the right to mount."""
+    folder, mounted = tmp_path / "small", []
+
+    def make(kilobytes: int):
+        folder.mkdir(exist_ok=True)
+        if mounted:
+            subprocess.run(["umount", folder], check=True)
+            mounted.clear()
+        if shutil.which("mount") is None or subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder], capture_output=True).returncode:
+            pytest.skip("a small disk cannot be mounted here")
+        mounted.append(folder)
+        return folder / "run"
+    yield make
+    if mounted:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(("kilobytes", "what"), [(12, "tokenizer"), (64, "model"), (-24, "model")])
+def test_no_space_left(sft, small_disk, capsys, tmp_path, kilobytes, what):
+    """From the first file to the last one of the model folder: one clear error, and no half of a model."""
+    if kilobytes < 0:  # just less than the run needs: what does not fit is the tokenizer beside the weights
+        sft(folder=tmp_path / "whole")
+        used = sum(-(-p.stat().st_size // 4096) * 4 for p in (tmp_path / "whole").rglob("*"))
+        kilobytes += used
+    folder = small_disk(kilobytes)
+    assert sft(folder=folder) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: no space left on the disk\n") and said.count("error:") == 1
+    assert f"where:    {folder}/{what}\n" in said and "GB free" in said and "make room" in said
+    assert not (folder / "model").exists() and not list(folder.glob(".model*"))
