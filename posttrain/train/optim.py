@@ -7,22 +7,24 @@ from collections.abc import Iterable
 import torch
 from torch.optim.adamw import adamw
 
-GROUP = 1 << 24  # elements updated per call: bounds the float32 copies of bf16 gradients
+# Elements updated at once: small enough to stay in a CPU's cache over all the steps of an update, and to bound the
+# float32 copies; large enough that calling costs nothing.
+PIECE = {"cpu": 1 << 21, "cuda": 1 << 25}
 
 
 class MasterAdamW:
     """AdamW (Loshchilov & Hutter 2019, alg. 2) over named parameters; decay on matrices only.
 
-    A parameter in a two-byte type gets a float32 master; the model's copy is the master rounded. Gradients of several
-    packs are summed in float32; with one pack they stay as they come, which is the same numbers in half the memory
-    (test_optim.py::test_one_pack_needs_no_sum).
+    A bf16 parameter has a float32 master, held as the parameter itself and the 16 bits that it lacks: exact, and no
+    larger than float32 alone (test_optim.py::test_halves_are_exact). Gradients of several packs are summed in float32;
+    with one pack they stay as they come, the same numbers in half the memory (…::test_one_pack_needs_no_sum).
     """
 
     def __init__(self, named: Iterable[tuple[str, torch.nn.Parameter]], *, beta1: float, beta2: float, eps: float,
                  weight_decay: float):
         self.named = [(n, p) for n, p in named if p.requires_grad]
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
-        self.masters = [p.data for _, p in self.named]
+        self.low: list[torch.Tensor | None] = [None] * len(self.named)  # the master's lower halves
         self.moments: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         self.steps = 0
         self._sums: list[torch.Tensor | None] = [None] * len(self.named)
@@ -32,16 +34,19 @@ class MasterAdamW:
         """Let the model compute in `dtype`; parameters whose name holds one of `keep` stay as they are."""
         keep = tuple(keep)
         for i, (name, p) in enumerate(self.named):
-            if any(k in name for k in keep) or p.dtype == dtype or torch.finfo(dtype).bits >= torch.finfo(p.dtype).bits:
-                continue
-            p.data = self.masters[i].to(dtype)
-            p.register_post_accumulate_grad_hook(self._summer(i))
+            if dtype == torch.bfloat16 and p.dtype == torch.float32 and not any(k in name for k in keep):
+                high = torch.empty_like(p.data, dtype=dtype)
+                self.low[i] = torch.empty_like(p.data, dtype=torch.int16)
+                for a, b in _pieces(p.numel(), p.device):
+                    split(p.data.view(-1)[a:b], high.view(-1)[a:b], self.low[i].view(-1)[a:b])
+                p.data = high  # the wide one was used up
+                p.register_post_accumulate_grad_hook(self._summer(i))
 
     def _summer(self, i: int):
         def add(p: torch.nn.Parameter) -> None:
             if self._summing:
                 if self._sums[i] is None:
-                    self._sums[i] = p.grad.to(self.masters[i].dtype)
+                    self._sums[i] = p.grad.float()
                 else:
                     self._sums[i].add_(p.grad)
                 p.grad = None
@@ -64,47 +69,61 @@ class MasterAdamW:
                  for g in self.gradients() if g is not None]
         return torch.linalg.vector_norm(torch.stack(parts)) if parts else torch.zeros(())
 
+    def master(self, i: int) -> torch.Tensor:
+        """Parameter i in full precision; a new tensor where the model computes in bf16."""
+        p, low = self.named[i][1].data, self.low[i]
+        return p if low is None else join(p.view(-1), low.view(-1)).view(p.shape)
+
     @torch.no_grad()
     def step(self, rate: float, max_norm: float, norm: torch.Tensor) -> None:
         """One update with the gradient clipped to `max_norm` (0: never), given its norm."""
         if not self.moments[0]:
-            self.moments = tuple([torch.zeros_like(m) for m in self.masters] for _ in range(2))
+            self.moments = tuple([torch.zeros_like(p.data, dtype=torch.promote_types(p.dtype, torch.float32))
+                                  for _, p in self.named] for _ in range(2))
         scale = max_norm / float(norm) if max_norm and float(norm) > max_norm else 1.0
         self.steps += 1
-        grads = self.gradients()
-        for decay in (False, True):
-            group, size = [], 0
-            for i, (m, g) in enumerate(zip(self.masters, grads, strict=True)):
-                if g is None or (m.dim() >= 2) != decay:
-                    continue
-                group.append(i)
-                size += m.numel()
-                if size >= GROUP:
-                    self._apply(group, grads, rate, self.weight_decay if decay else 0.0, scale)
-                    group, size = [], 0
-            if group:
-                self._apply(group, grads, rate, self.weight_decay if decay else 0.0, scale)
+        batch: list[tuple[int, int, int]] = []  # (parameter, from, to): pieces of one call, alike in decay
+        size, decays = 0, None
+        for i, (_, p) in enumerate(self.named):
+            if self.gradients_of(i) is None:
+                continue
+            for a, b in _pieces(p.numel(), p.device):
+                if batch and (size + b - a > PIECE[p.device.type] or decays != (p.dim() >= 2)):
+                    self._apply(batch, rate, decays, scale)
+                    batch, size = [], 0
+                batch.append((i, a, b))
+                size, decays = size + b - a, p.dim() >= 2
+        if batch:
+            self._apply(batch, rate, decays, scale)
         self.begin(1)
 
-    def _apply(self, group, grads, rate, decay, scale):
-        masters = [self.masters[i] for i in group]
-        wide = [grads[i].to(m.dtype) for i, m in zip(group, masters, strict=True)]
+    def gradients_of(self, i: int) -> torch.Tensor | None:
+        """The gradient of parameter i, summed or as it came."""
+        return self._sums[i] if self._sums[i] is not None else self.named[i][1].grad
+
+    def _apply(self, batch, rate: float, decays: bool, scale: float) -> None:
+        def flat(tensors, i, a, b):
+            return tensors[i].view(-1)[a:b]
+
+        params = [p.data for _, p in self.named]
+        masters = [flat(params, *at) if self.low[at[0]] is None else join(flat(params, *at), flat(self.low, *at))
+                   for at in batch]
+        grads = [self.gradients_of(i).reshape(-1)[a:b].to(m.dtype) for (i, a, b), m in zip(batch, masters, strict=True)]
         if scale != 1.0:
-            torch._foreach_mul_(wide, scale)
+            grads = torch._foreach_mul(grads, scale)
         count = [torch.tensor(float(self.steps - 1), device=m.device) for m in masters]
-        adamw(masters, wide, [self.moments[0][i] for i in group], [self.moments[1][i] for i in group], [], count,
-              fused=True, amsgrad=False, beta1=self.beta1, beta2=self.beta2, lr=rate, weight_decay=decay, eps=self.eps,
-              maximize=False)
-        for i, m in zip(group, masters, strict=True):
-            p = self.named[i][1]
-            if p.data_ptr() != m.data_ptr():
-                p.data.copy_(m)
-        for i in group:
-            self.named[i][1].grad = self._sums[i] = None
+        adamw(masters, list(grads), *([flat(m, *at) for at in batch] for m in self.moments), [], count,
+              fused=True, amsgrad=False, beta1=self.beta1, beta2=self.beta2, lr=rate,
+              weight_decay=self.weight_decay if decays else 0.0, eps=self.eps, maximize=False)
+        for (i, a, b), master in zip(batch, masters, strict=True):
+            if self.low[i] is not None:
+                split(master, flat(params, i, a, b), flat(self.low, i, a, b))
+            if b == params[i].numel():  # its last piece: the gradient's memory is free for the next ones
+                self.named[i][1].grad = self._sums[i] = None
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """What a checkpoint holds, by file: the masters and, once an update was made, both moments."""
-        files = {"weights": {n: m for (n, _), m in zip(self.named, self.masters, strict=True)}}
+        files = {"weights": {n: self.master(i) for i, (n, _) in enumerate(self.named)}}
         if self.moments[0]:
             first, second = self.moments
             files["optimizer"] = {f"{kind}.{n}": t for kind, tensors in (("exp_avg", first), ("exp_avg_sq", second))
@@ -115,11 +134,33 @@ class MasterAdamW:
     def restore(self, files: dict[str, dict[str, torch.Tensor]], steps: int) -> None:
         """Take masters, moments and the count of updates from a checkpoint's tensors."""
         for i, (name, p) in enumerate(self.named):
-            self.masters[i].copy_(files["weights"][name])
-            if p.data_ptr() != self.masters[i].data_ptr():
-                p.data.copy_(self.masters[i])
+            if self.low[i] is None:
+                p.data.copy_(files["weights"][name])
+            else:
+                split(files["weights"][name].to(p.device, copy=True).view(-1), p.data.view(-1), self.low[i].view(-1))
         if saved := files.get("optimizer"):
-            self.moments = tuple([saved[f"{kind}.{n}"].to(m.device, m.dtype)
-                                  for (n, _), m in zip(self.named, self.masters, strict=True)]
+            self.moments = tuple([saved[f"{kind}.{n}"].to(p.device) for n, p in self.named]
                                  for kind in ("exp_avg", "exp_avg_sq"))
         self.steps = steps
+
+
+def split(wide: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> None:
+    """Write float32 `wide` [N] as bf16 `high` [N] (rounded, ties away from zero) and the int16 `low` [N] it lacks.
+
+    bits(wide) = bits(high) · 2^16 + low,   −2^15 <= low < 2^15;  `wide` itself is used up.
+    """
+    bits = wide.view(torch.int32)
+    low.copy_(bits)  # the lower half of the bits, read as a signed number
+    high.view(torch.int16).copy_(bits.add_(0x8000).bitwise_right_shift_(16))
+
+
+def join(high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+    """The float32 [N] that `split` wrote, bit for bit (finite values)."""
+    return torch.add(low.to(torch.int32), high.view(torch.int16).to(torch.int32), alpha=1 << 16).view(torch.float32)
+
+
+def _pieces(size: int, device: torch.device) -> list[tuple[int, int]]:
+    """[0, size) in equal ranges of at most a piece."""
+    count = max(1, -(-size // PIECE[device.type]))
+    step = -(-size // count)
+    return [(a, min(a + step, size)) for a in range(0, size, step)] if size else []

@@ -2,7 +2,8 @@
 
 import torch
 
-from posttrain.train.optim import MasterAdamW
+from posttrain.train import optim
+from posttrain.train.optim import MasterAdamW, join, split
 
 
 def parameters(dtype=torch.float32):
@@ -23,8 +24,9 @@ def gradients(step):
 def test_equals_torch_adamw():
     mine, theirs = parameters(), parameters()
     optimizer = ours(mine)
-    reference = torch.optim.AdamW([{"params": [theirs["w"], theirs["v"]], "weight_decay": 0.1},
-                                   {"params": [theirs["b"]], "weight_decay": 0.0}], lr=0.01, betas=(0.9, 0.99), eps=1e-8)
+    groups = [{"params": [theirs["w"], theirs["v"]], "weight_decay": 0.1},
+              {"params": [theirs["b"]], "weight_decay": 0.0}]
+    reference = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.99), eps=1e-8)
     for step in range(5):
         optimizer.begin(1)
         for n, g in gradients(step).items():
@@ -49,9 +51,38 @@ def test_masters_keep_what_bfloat16_would_lose():
         for p in named.values():
             p.grad = torch.ones_like(p)
         optimizer.step(1e-4, 0.0, optimizer.norm())
-    for (n, p), master in zip(named.items(), optimizer.masters, strict=True):
-        assert torch.allclose(master, start[n] - 20e-4, atol=2e-5)
-        assert torch.equal(p.data, master.to(torch.bfloat16))
+    for i, (n, p) in enumerate(named.items()):
+        assert torch.allclose(optimizer.master(i), start[n] - 20e-4, atol=2e-5)
+        assert torch.equal(p.data, optimizer.master(i).to(torch.bfloat16))
+
+
+def test_halves_are_exact():
+    """A float32 and its two halves are the same bits: ties, denormals, zeros, both signs. The high one is rounded."""
+    special = torch.tensor([0.0, -0.0, 1.0, -1.0, 3.0e38, -3.0e38, 1e-45, -1e-45, 1.17549435e-38])
+    ties = (torch.arange(0x3F80, 0x3F90, dtype=torch.int32) << 16 | 0x8000).view(torch.float32)
+    wide = torch.cat([special, ties, -ties, torch.randn(100_000, generator=torch.Generator().manual_seed(0))])
+    high, low = torch.empty_like(wide, dtype=torch.bfloat16), torch.empty_like(wide, dtype=torch.int16)
+    split(wide.clone(), high, low)
+    assert torch.equal(join(high, low).view(torch.int32), wide.view(torch.int32))
+    tie = (wide.view(torch.int32) & 0xFFFF) == 0x8000
+    assert tie.sum() >= 32 and torch.equal(high[~tie], wide[~tie].to(torch.bfloat16))
+    assert (high.float() - wide).abs().max() <= (wide.to(torch.bfloat16).float() - wide).abs().max()
+
+
+def test_pieces_change_nothing(monkeypatch):
+    found = []
+    for piece in (1 << 19, 4):
+        monkeypatch.setitem(optim.PIECE, "cpu", piece)
+        named = parameters()
+        optimizer = ours(named)
+        optimizer.lower(torch.bfloat16)
+        for step in range(3):
+            optimizer.begin(1)
+            for n, g in gradients(step).items():
+                named[n].grad = g.to(torch.bfloat16)
+            optimizer.step(0.01, 1.0, optimizer.norm())
+        found.append([optimizer.master(i) for i in range(3)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_one_pack_needs_no_sum():
@@ -88,7 +119,7 @@ def test_restored_state_continues_bit_for_bit():
     second.restore(saved, 3)
     second.lower(torch.bfloat16)
     run(two, second, range(3, 6))
-    for a, b in zip(first.masters, second.masters, strict=True):
-        assert torch.equal(a, b)
+    for i in range(3):
+        assert torch.equal(first.master(i), second.master(i))
     for n in one:
         assert torch.equal(one[n], two[n])
