@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .errors import SettingsError, UserError
 
 BUILTIN = "builtin"
+PACK_TOKENS = 4096
 
 
 def key(group: str, default: Any, doc: str, **bounds: Any) -> Any:
@@ -65,7 +66,7 @@ class Settings(BaseModel):
     num_train_epochs: float = key("training", 3.0, "passes over the data", gt=0)
     max_steps: int | None = key("training", None, "stop after this many updates instead", ge=1)
     batch_size: int = key("training", 16, "rows per update, over everything: mathematics", ge=1)
-    pack_tokens: int | Literal["auto"] = key("training", 4096, "tokens per forward: memory, never the result")
+    pack_tokens: int | Literal["auto"] = key("training", PACK_TOKENS, "tokens per forward: memory, never the result")
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = key("training", "cosine", "shape of the rate after "
                                                                                           "warmup")
     warmup_ratio: float = key("training", 0.03, "share of the updates in which the rate rises", ge=0, le=1)
@@ -85,7 +86,7 @@ class Settings(BaseModel):
     # -- run
     output_dir: str | None = key("run", None, "run folder; default: a fresh runs/NAME")
     resume: bool = key("run", False, "go on from the last checkpoint of output_dir")
-    save_steps: int | None = key("run", None, "updates between checkpoints; default: at the end and on Ctrl-C", ge=1)
+    save_steps: int | None = key("run", None, "updates between checkpoints; default: only on Ctrl-C", ge=1)
     save_total_limit: int = key("run", 2, "checkpoints kept", ge=1)
     eval_steps: int | None = key("run", None, "updates between validations; default: every epoch", ge=1)
     logging_steps: int = key("run", 1, "updates per line of metrics in report_to and on a plain terminal", ge=1)
@@ -121,6 +122,8 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> Settings:
+        if "pack_tokens" not in self.model_fields_set:  # one key is enough for longer rows
+            self.__dict__["pack_tokens"] = max(self.pack_tokens, self.max_length)
         if self.pack_tokens != "auto" and self.pack_tokens < self.max_length:
             raise ValueError(f"pack_tokens ({self.pack_tokens}) must be at least max_length ({self.max_length}): "
                              "a sequence is never split over packs")
@@ -203,22 +206,37 @@ def make_settings(values: dict[str, Any], where: dict[str, str] | None = None) -
     where = where or {}
     names = set(key_names())
     errors = [unknown_key(k, where.get(k, "settings")) for k in values if k not in names]
-    try:
-        settings = Settings.model_validate({k: v for k, v in values.items() if k in names})
-    except ValidationError as e:
-        for problem in e.errors():
-            name = str(problem["loc"][0]) if problem["loc"] else ""
-            if any(name and name == old.where for old in errors):
-                continue
-            message = problem["msg"].removeprefix("Value error, ")
-            if not name:
-                errors.append(UserError(message, where="settings"))
-            elif not any(o.message.startswith(f"`{name}`") for o in errors):  # unions report once per member
-                errors.append(UserError(f"`{name}` has no valid value", where=where.get(name, "settings"),
-                                        found=repr(problem.get("input")), expected=message))
+    known = {k: v for k, v in values.items() if k in names}
+    wrong: set[str] = set()
+    while True:
+        try:
+            settings = Settings.model_validate({k: v for k, v in known.items() if k not in wrong})
+        except ValidationError as e:
+            found = _problems(e, where, wrong)
+        else:
+            break
+        errors += [error for _, error in found]
+        more = {name for name, _ in found} - wrong - {""}
+        if not more:  # only keys that do not go together are left
+            break
+        wrong |= more  # once more without them: keys that do not go together are judged only when each is valid
     if errors:
         raise SettingsError(errors)
     return settings
+
+
+def _problems(e: ValidationError, where: dict[str, str], wrong: set[str]) -> list[tuple[str, UserError]]:
+    """(key, error) of each wrong value; the key is '' where valid keys do not go together."""
+    found: dict[str, UserError] = {}
+    for problem in e.errors():
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        if name and name not in found:  # a union reports once per member
+            found[name] = UserError(f"`{name}` has no valid value", where=where.get(name, "settings"),
+                                    found=repr(problem.get("input")), expected=message)
+        elif not name and not any(key in message for key in wrong):
+            found[""] = UserError(message, where="settings")
+    return list(found.items())
 
 
 class _Loader(yaml.SafeLoader):
@@ -239,6 +257,9 @@ def choices(settings: Settings) -> list[tuple[str, Any, str]]:
         lora = settings.method == "lora"
         made.append(("learning_rate", 2e-4 if lora else 2e-5, "the LoRA default; full fine-tuning would take 2e-5"
                      if lora else "the default of full fine-tuning; LoRA would take 2e-4"))
+    if "pack_tokens" not in settings.model_fields_set and settings.pack_tokens != PACK_TOKENS:
+        made.append(("pack_tokens", settings.pack_tokens, f"max_length; the default of {PACK_TOKENS} is too small for "
+                                                          "it"))
     return made
 
 
