@@ -86,6 +86,16 @@ def test_a_signal_in_the_last_update_changes_nothing(sft, during, tmp_path):
     assert sft() == 0 and Run(tmp_path / "run").status["status"] == "finished"
 
 
+@pytest.mark.usefixtures("in_process")
+def test_ctrl_c_before_the_first_update_leaves_nothing(sft, tmp_path, capsys, monkeypatch):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("posttrain.app.sft._open", interrupted)
+    assert sft() == 130 and not (tmp_path / "run").exists()
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
 def test_ctrl_c_in_a_terminal(tiny_model, rows, tmp_path):
     """The signal goes to every process of the group, as a terminal sends it: the data worker must not mind."""
     argv = ["sft", "--model", tiny_model, "--data", rows, "--max_steps", "1000", "--batch_size", "4", "--output_dir",

@@ -178,6 +178,8 @@ def test_updates_without_a_row_do_not_count_as_steps_of_the_optimizer(train, tmp
     assert whole.metrics[0]["tokens"] == 0 and whole.metrics[0]["grad_norm"] is None
     again = posttrain.sft(output_dir=cut_back(whole, 5, tmp_path), resume=True)
     assert weights(again) == weights(whole) and timeless(again) == timeless(whole)
+    listed = [(run.path / "rejected.jsonl").read_text() for run in (whole, again)]
+    assert listed[0] == listed[1] and listed[0].count("\n") == 12
 
 
 def test_gradient_checkpointing_changes_memory_only(train):
