@@ -25,13 +25,15 @@ class Shape:
 
     `parts`: content as [{"type": "text", "text": …}]; `no_content`: what stands for the content of a bare tool call;
     `string_arguments`: tool arguments as JSON text, else as a mapping; `opens_think`: the generation prompt opens a
-    reasoning block. The rest says which parts of a conversation reach the rendered text at all.
+    reasoning block; `splits_think`: content is split at a bare `</think>`. The rest says which parts of a conversation
+    reach the rendered text at all.
     """
 
     parts: bool = False
     no_content: str | None = ""
     string_arguments: bool = False
     opens_think: bool = False
+    splits_think: bool = False
     system: bool = True
     tools: bool = False
     tool_calls: bool = False
@@ -62,6 +64,7 @@ def probe(template: Template) -> Shape:
     found = {
         "parts": parts, "system": system,
         "opens_think": THINK_OPEN.search(out([user], prompt=True, parts=parts)) is not None,
+        "splits_think": "zqa</think>zqb" not in out([user, {**answer, "content": "zqa</think>zqb"}], parts=parts),
         "reasoning": "zqthoughtqz" in out([user, thought], parts=parts),
     }
     tool = {"type": "function", "function": {"name": _NAME, "description": "zqd", "parameters": {
@@ -109,7 +112,8 @@ def _arrange(message: dict[str, Any], index: int, shape: Shape) -> dict[str, Any
     if role == "assistant":
         reasoning = next((message[k] for k in REASONING_KEYS if message.get(k)), None)
         if reasoning is None and content and shape.reads_think and "</think>" in content:
-            inline = (_CLOSED_THINK if shape.opens_think else _INLINE_THINK).fullmatch(content)
+            bare = shape.opens_think or shape.splits_think
+            inline = (_CLOSED_THINK if bare else _INLINE_THINK).fullmatch(content)
             if inline:
                 reasoning, content = inline[1].strip("\n"), inline[2]
         if reasoning:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.errors import UserError
+from ..core.errors import RowError, UserError
 from .encoder import Encoder
 from .shapes import Shape, as_parts, as_text
 from .templates import Template
@@ -136,11 +136,11 @@ class Finder:
 
         Returns the prompt with what closes the block and the rendered turn after it, and how long the closing is.
         """
-        code, show, content = talk.encoder.code, talk.encoder.plain, as_text(message) or ""
+        code, show, content = talk.encoder.code, talk.encoder.plain, (as_text(message) or "").strip()
         opened = re.search(f"(?:<think>|{re.escape(code('<think>'))})\\s*$", prompt)
         same = opened.start() if opened else _common(prompt, full)
         rest = full[same:]
-        from_row = content.startswith("<think>") and rest.startswith(content)
+        from_row = content.startswith("<think>") and rest.lstrip().startswith(content)
         own_think = show(rest).startswith("<think>") and not from_row
         if not opened or not full.startswith(prompt[:same]) or own_think:
             raise UserError(
@@ -316,8 +316,8 @@ def _common(a: str, b: str) -> int:
 
 def _mismatch(talk: Talk, index: int, span: str, values: dict, missing: tuple[str, ...] = ()) -> UserError:
     wanted = ", then ".join(repr(v.strip()[:80]) for v in values.values()) or "its tool calls"
-    if missing:
-        return UserError(
+    if missing:  # a fault of the row under this template, as a refusal of the template is
+        return RowError(
             f"the chat template does not render the {' and '.join(missing)} of an answer",
             where=f"{talk.origin}, message {index} (assistant)", found=repr(talk.encoder.plain(span)[:120]),
             expected=wanted, fix="choose a chat_template that renders it, such as chatml, or remove it from the row")
