@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.text import Text
 from tokenizers.decoders import DecodeStream
@@ -186,9 +185,3 @@ def table(shown: list[Shown], spec: TokenizerSpec) -> list[dict[str, Any]]:
     """Shown rows as plain data, for the HTML page."""
     return [{"origin": s.origin, "why": s.why, "summary": summary(s.rendered),
              "sequences": [tokens(q, spec) for q in getattr(s.rendered, "sequences", ())]} for s in shown]
-
-
-def trained_share(sequences: Iterable[Sequence]) -> float:
-    """Trained tokens by all tokens, 0 … 1."""
-    counts = np.array([(s.trained, len(s)) for s in sequences]).reshape(-1, 2).sum(0)
-    return float(counts[0] / counts[1]) if counts[1] else 0.0

@@ -14,8 +14,8 @@ from posttrain.data.tokenizer import make_spec
 
 PIECES = ["\n", "\n\n", " ", "  ", "\t", "\r\n", "a", "The", "Paris", "hello", "1", "2", ".", " .", "'", '"', "\\", "{",
           "}", "{{", "%}", "<", ">", "|", "<think>", "<tool_call>", "<|im_end|>", "<|im_start|>", "<|end|>",
-          "<|u|>",
-          "</s>", "<eos>", "User:", "Assistant:", "assistant", "user", "[INST]", "你", "é", "e\u0301", "🎉", "👩‍👧", "\u200b",
+          "<|u|>", "</s>", "<eos>", "User:", "Assistant:", "assistant", "user", "[INST]",
+          "你", "é", "e\u0301", "🎉", "👩‍👧", "\u200b",
           "\ufeff", "\x00", "\ue0f3", "\ufdd0", "\U000f0000"]
 
 
