@@ -81,6 +81,7 @@ def run_sft(settings: Settings, console: Console, closing: bool = True) -> Run:
 
     with Loader(settings) as loader:  # indexing and rendering go on in their own process from here
         try:
+            settings = _keep_architecture(settings, folder)
             ref, spec = _with_errors_of(loader, partial(_tokenizer, settings, folder, note))
             settings = _settle_model(settings, ref, spec, note)
             loader.tokenizer(spec)
@@ -173,6 +174,17 @@ def _with_errors_of(loader, step: Callable[[], Any]) -> Any:
         except UserError as other:
             raise SettingsError([error, other]) from None
         raise
+
+
+def _keep_architecture(settings: Settings, folder: Path) -> Settings:
+    """A model from scratch takes its shape from a copy in the run folder: the run can be resumed without the file."""
+    if not settings.architecture or settings.resume:
+        return settings
+    if not Path(settings.architecture).is_file():
+        raise UserError("the architecture file does not exist", where=settings.architecture,
+                        fix="name a YAML file of config keys with model_config")
+    copied = shutil.copyfile(settings.architecture, folder / "architecture.yaml")
+    return settings.model_copy(update={"architecture": str(copied)})
 
 
 def _settle_model(settings: Settings, ref, spec, note: Callable[[str], None]) -> Settings:
