@@ -135,8 +135,9 @@ def renderer_of(settings: Settings, spec):
     from posttrain.data.updates import Updates
 
     make = partial(Renderer, spec, train_on=settings.train_on, overlong=settings.overlong)
-    head = Updates(settings.model_copy(update={"bad_rows": "skip"})).head(make)
-    return make(enable_thinking=head.thinking, max_length=settings.max_length)
+    updates = Updates(settings.model_copy(update={"bad_rows": "skip"}))
+    updates.head(make)
+    return updates.renderer
 
 
 def mask_of_first_row(settings: Settings):

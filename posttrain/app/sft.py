@@ -205,7 +205,8 @@ def _tell_data(session, note: Callable[[str], None], console: Console) -> None:
         share = f", {source['share']:.0%} of every update" if source["share"] is not None else ""
         held = f", {source['held_out']:,} held out" if source["held_out"] else ""
         note(f"data: {source['spec']}: {source['rows']:,} rows, format {source['format']}{share}{held}")
-    note(f"enable_thinking = {str(head.thinking).lower()}: {head.why}")
+    switch = "the template's default" if head.thinking is None else str(head.thinking).lower()
+    note(f"enable_thinking = {switch}: {head.why}")
     kept, read = head.ledger.rows_trained, head.ledger.rows_read
     dropped = ", ".join(f"{n} {reason}" for reason, n in sorted(head.ledger.rows_dropped.items()))
     note(f"first {read:,} rows: {kept:,} trained" + (f", dropped: {dropped}" if dropped else "")

@@ -33,7 +33,7 @@ def check(settings: Any, spec: Any, *, make_renderer: Callable[..., Any] | None 
     updates = Updates(settings.model_copy(update={"bad_rows": "skip"}))
     make = partial(_Patient, make_renderer or _renderer(spec, settings))
     head = updates.head(make)
-    renderer = make(enable_thinking=head.thinking, max_length=settings.max_length)
+    renderer = updates.renderer
     total, done = sum(map(len, [*updates.sources, *updates.eval_sources])), 0
 
     def advance(rows: int) -> None:
@@ -67,6 +67,7 @@ class _Patient:
 
     def __init__(self, make: Callable[..., Any], **settings: Any):
         self.renderer = make(**settings)
+        self.spec, self.follows = self.renderer.spec, self.renderer.follows
 
     def render(self, rows: list[Row]) -> list[Any]:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ class Head:
 
     ledger: Ledger
     lengths: list[int]
-    thinking: bool
+    thinking: bool | None
     why: str
     example: Sequence | None = None
     keep_99: int | None = None
@@ -42,23 +42,6 @@ class Head:
         """Trained tokens by tokens in sequences, 0 … 1."""
         kept = self.ledger.trained + self.ledger.masked
         return self.ledger.trained / kept if kept else 0.0
-
-
-def choose_thinking(switch: str, rows: Iterable[Row]) -> tuple[bool, str]:
-    """The template's thinking switch, and why: as set, or on where an answer of these rows carries reasoning."""
-    if switch != "auto":
-        return switch == "true", "as set"
-    rows = list(rows)
-    count = sum(any(_thinks(m) for m in row.messages) for row in rows)
-    if count:
-        return True, f"{count:,} of the first {len(rows):,} rows carry reasoning"
-    return False, f"none of the first {len(rows):,} rows carries reasoning"
-
-
-def _thinks(message: dict[str, Any]) -> bool:
-    content = message.get("content")
-    return message.get("role") == "assistant" and bool(
-        message.get("reasoning_content") or (isinstance(content, str) and "<think>" in content))
 
 
 def smallest_keeping(lost: list[tuple[Row, int]], rows: int, max_length: int,

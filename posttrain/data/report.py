@@ -40,7 +40,7 @@ class Report:
     lengths: dict[str, int]
     fits_99: int | None
     max_length: int
-    thinking: bool
+    thinking: bool | None
     why: str
     malformed: list[dict[str, Any]] = field(default_factory=list)
     found: list[Finding] = field(default_factory=list)
@@ -76,7 +76,8 @@ class Report:
         if self.fits_99:
             lines.append(f"        max_length {self.fits_99:,} would keep 99 % of the conversations whole "
                          f"(now {self.max_length:,})")
-        lines.append(f"thinking {'on' if self.thinking else 'off'}: {self.why}")
+        switch = {None: "as the template has it", True: "on", False: "off"}[self.thinking]
+        lines.append(f"thinking {switch}: {self.why}")
         for finding in self.found:
             lines.append(f"found   {finding.count:,} {finding.message}")
             lines += [f"        {row}" for row in finding.rows[:PRINTED]]

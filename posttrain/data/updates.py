@@ -10,9 +10,10 @@ from typing import Any
 from ..core.errors import RowError, UserError
 from ..core.sequence import Row
 from .batch import Batch, HeldRows, Opened, Outcome, settle
-from .judge import HEAD_ROWS, OVERLONG, Head, choose_thinking, smallest_keeping
+from .judge import HEAD_ROWS, OVERLONG, Head, smallest_keeping
 from .order import HeldOut, Order
 from .read import Source, open_sources
+from .thinking import choose_thinking
 
 CHUNK = 512  # rows rendered at once: enough to keep every core of the tokenizer busy, little enough to hold
 
@@ -58,9 +59,14 @@ class Updates:
             if len(places) >= HEAD_ROWS:
                 break
         rows = [self._read(source, self.held[source].row(i)) for source, i, _ in places[:HEAD_ROWS]]
-        thinking, why = choose_thinking(settings.enable_thinking, [r for r in rows if isinstance(r, Row)])
-        self._make = make_renderer
-        self._renderer = make_renderer(enable_thinking=thinking, max_length=settings.max_length)
+        auto = settings.enable_thinking == "auto"
+        make = partial(make_renderer, enable_thinking=None if auto else settings.enable_thinking == "true")
+        self._make, self._renderer = make, make(max_length=settings.max_length)
+        read = [r for r in rows if isinstance(r, Row)]
+        thinking, why = choose_thinking(settings.enable_thinking, self._renderer, read)
+        if auto:  # where the switch is not set, a renderer takes the tokenizer's
+            self._renderer.spec.enable_thinking = thinking
+            self._renderer = make(max_length=settings.max_length)
         outcomes = self._render(rows)
         self._ready, self._next = deque(outcomes), 0
         sequences, ledger = settle(outcomes)
@@ -72,8 +78,7 @@ class Updates:
                 head.first_lost.setdefault(outcome.dropped, outcome.origin)
         if ledger.lost > settings.max_lost:
             overlong = [(row, o.rendered) for row, o in zip(rows, outcomes, strict=True) if o.dropped in OVERLONG]
-            head.keep_99 = smallest_keeping(overlong, len(rows), settings.max_length,
-                                            partial(self._overlong, thinking))
+            head.keep_99 = smallest_keeping(overlong, len(rows), settings.max_length, self._overlong)
         return head
 
     def batch(self, n: int) -> Batch:
@@ -98,6 +103,11 @@ class Updates:
         for at in range(0, len(places), CHUNK):
             outcomes += self._render([self._read(s, i) for s, i in places[at:at + CHUNK]])
         return HeldRows(*settle(outcomes), [o.record() for o in outcomes if o.dropped])
+
+    @property
+    def renderer(self) -> Any:
+        """The renderer of the run, once `head` has decided its thinking switch."""
+        return self._renderer
 
     def files(self) -> list[dict[str, Any]]:
         """Path, rows and SHA-256 of every data file, for the run's records."""
@@ -139,7 +149,7 @@ class Updates:
                 raise outcome.error
         return outcomes
 
-    def _overlong(self, thinking: bool, rows: list[Row], max_length: int) -> list[bool]:
+    def _overlong(self, rows: list[Row], max_length: int) -> list[bool]:
         """Which rows would be dropped as overlong at another max_length."""
-        renderer = self._make(enable_thinking=thinking, max_length=max_length)
+        renderer = self._make(max_length=max_length)
         return [not isinstance(o, RowError) and o.dropped in OVERLONG for o in renderer.render(rows)]

@@ -35,39 +35,33 @@ class UnknownAttention(ValueError):
 
 
 @dataclass(slots=True)
-class Bucket:
-    """Sequences run as one causal batch [B, L]: `gather` [B*L] takes rows from the flat stream, padding repeats a
-    sequence's last token; `scatter` lists the rows of the batch that are no padding."""
-
-    batch: int
-    length: int
-    start: int | None  # a run of equal-length neighbours is a view of the stream: [start, start + B*L)
-    gather: torch.Tensor | None = None
-    scatter: torch.Tensor | None = None
-
-
-@dataclass(slots=True)
 class Layout:
-    """Where the sequences of the current pack lie, and how they are batched."""
+    """Where the sequences of the current pack lie, and the causal batches that they are run as.
+
+    `batches` lists the shapes [B, L]. Laid end to end, the batches take row `spread[r]` of the stream at row r (padding
+    repeats a sequence's last token); token t of the stream stands at row `back[t]`. Both are None where the stream is
+    one batch as it is.
+    """
 
     bounds: list[int]
     device: torch.device
     few_shapes: bool = False
     padding: int = 0  # tokens after the last sequence that attend to nothing
-    buckets: list[Bucket] = field(default_factory=list)
-    inverse: torch.Tensor | None = None  # puts the buckets' tokens back in stream order
+    batches: list[tuple[int, int]] = field(default_factory=list)
+    spread: torch.Tensor | None = None
+    back: torch.Tensor | None = None
     masks: dict = field(default_factory=dict)
     cu_seqlens: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
             self.cu_seqlens = torch.tensor(self.bounds, dtype=torch.int32, device=self.device)
-        taken = [self._add(group, length) for group, length in self._groups()]
-        stream = torch.cat(taken)
-        if len(self.buckets) > 1 or self.buckets[0].gather is not None:
-            inverse = torch.empty_like(stream)
-            inverse[stream] = torch.arange(len(stream))
-            self.inverse = inverse.to(self.device)
+        parts = [self._rows(group, length) for group, length in self._groups()]
+        spread, real = (torch.cat(part) for part in zip(*parts, strict=True))
+        if len(self.batches) > 1 or not bool(real.all()):
+            back = torch.empty(self.bounds[-1], dtype=torch.long)
+            back[spread[real]] = real.nonzero()[:, 0]
+            self.spread, self.back = spread.to(self.device), back.to(self.device)
 
     def _groups(self) -> list[tuple[list[int], int]]:
         """Sequences that share a batch, longest first, each group with its batch's length."""
@@ -86,24 +80,19 @@ class Layout:
                 groups.append(([s], size))
         return groups
 
-    def _add(self, group: list[int], length: int) -> torch.Tensor:
-        """Append the group's bucket -> the stream rows of its real tokens, in the bucket's order."""
+    def _rows(self, group: list[int], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the group's batch -> the stream row of each of its rows [B*L], and which are no padding."""
         starts = torch.tensor([self.bounds[s] for s in group])
         sizes = torch.tensor([self.bounds[s + 1] - self.bounds[s] for s in group])
-        if len(group) == 1 and length == int(sizes[0]):
-            first = int(starts[0])
-            self.buckets.append(Bucket(1, length, first))
-            return torch.arange(first, first + length)
         short = self.few_shapes and length <= SHORT and len(group) <= COUNTS[-1]
         batch = COUNTS[bisect.bisect_left(COUNTS, len(group))] if short else len(group)
         more = batch - len(group)  # whole sequences of padding
         starts = torch.cat([starts, starts[:1].expand(more)])
         sizes = torch.cat([sizes, torch.zeros(more, dtype=sizes.dtype)])
         inside = torch.arange(length)
-        rows = (starts[:, None] + torch.minimum(inside[None], (sizes[:, None] - 1).clamp(min=0))).flatten()
-        scatter = (inside[None] < sizes[:, None]).flatten().nonzero()[:, 0]
-        self.buckets.append(Bucket(batch, length, None, rows.to(self.device), scatter.to(self.device)))
-        return rows[scatter]
+        rows = starts[:, None] + torch.minimum(inside[None], (sizes[:, None] - 1).clamp(min=0))
+        self.batches.append((batch, length))
+        return rows.flatten(), (inside[None] < sizes[:, None]).flatten()
 
     def window_mask(self, length: int, window: int) -> torch.Tensor:
         """[L, L] bool, true where query i may see key j: 0 <= i - j < window."""
@@ -123,35 +112,35 @@ def set_layout(layout: Layout | None) -> None:
     _current = layout
 
 
-class _Gather(torch.autograd.Function):
-    """Rows of the stream into a padded batch, [T, …] -> [B*L, …]; the gradient of padding is dropped."""
+class _Spread(torch.autograd.Function):
+    """The stream as padded batches end to end, [T, …] -> [R, …]; padding gives no gradient."""
 
     @staticmethod
-    def forward(ctx, x, bucket, count):
-        ctx.bucket, ctx.count = bucket, count
-        return x.index_select(0, bucket.gather)
-
-    @staticmethod
-    def backward(ctx, grad):
-        rows = ctx.bucket.gather.index_select(0, ctx.bucket.scatter)
-        out = grad.new_zeros((ctx.count, *grad.shape[1:]))
-        out.index_copy_(0, rows, grad.index_select(0, ctx.bucket.scatter))
-        return out, None, None
-
-
-class _Permute(torch.autograd.Function):
-    """x[index] where index is a permutation; its gradient is a permutation too, not an addition."""
-
-    @staticmethod
-    def forward(ctx, x, index):
-        ctx.index = index
-        return x.index_select(0, index)
+    def forward(ctx, x, layout):
+        ctx.layout = layout
+        return x.index_select(0, layout.spread)
 
     @staticmethod
     def backward(ctx, grad):
-        out = torch.empty_like(grad)
-        out.index_copy_(0, ctx.index, grad)
-        return out, None
+        return _with_padding(grad.index_select(0, ctx.layout.back), ctx.layout), None
+
+
+class _Back(torch.autograd.Function):
+    """The batches' real rows in stream order, [R, …] -> [T, …], the stream's own padding zero."""
+
+    @staticmethod
+    def forward(ctx, x, layout):
+        ctx.layout, ctx.rows = layout, x.shape[0]
+        return _with_padding(x.index_select(0, layout.back), layout)
+
+    @staticmethod
+    def backward(ctx, grad):
+        out = grad.new_zeros((ctx.rows, *grad.shape[1:]))
+        return out.index_copy_(0, ctx.layout.back, grad[: ctx.layout.bounds[-1]]), None
+
+
+def _with_padding(x, layout):
+    return F.pad(x, (0, 0) * (x.dim() - 1) + (0, layout.padding)) if layout.padding else x
 
 
 class _ShortCausal(torch.autograd.Function):
@@ -193,29 +182,23 @@ def attend(module, query, key, value, attention_mask=None, *, scaling=None, drop
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
     plain = softcap is None and s_aux is None and dropout == 0.0
-    if plain and not layout.padding and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and value.shape[-1] == key.shape[-1]:
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    if plain and query.is_cuda and half and not layout.padding and value.shape[-1] == key.shape[-1]:
         return _varlen(q_THD, k_THD, v_THD, layout, scale, sliding_window)[None], None
     special = (softcap, s_aux, dropout)
+    if layout.spread is not None:
+        q_THD, k_THD, v_THD = (_Spread.apply(x, layout) for x in (q_THD, k_THD, v_THD))
+    elif layout.padding:
+        q_THD, k_THD, v_THD = (x[: layout.bounds[-1]] for x in (q_THD, k_THD, v_THD))
+    sizes = [batch * length for batch, length in layout.batches]
     outputs = []
-    for bucket in layout.buckets:
-        q, k, v = (_take(x, bucket) for x in (q_THD, k_THD, v_THD))
-        window = sliding_window if sliding_window and sliding_window < bucket.length else None
-        out = _causal(q, k, v, scale, window, special, layout)  # [B, L, H, D]
-        out = out.reshape(-1, *out.shape[2:])
-        outputs.append(out if bucket.scatter is None else out.index_select(0, bucket.scatter))
+    for shape, *qkv in zip(layout.batches, *(x.split(sizes) for x in (q_THD, k_THD, v_THD)), strict=True):
+        window = sliding_window if sliding_window and sliding_window < shape[1] else None
+        out = _causal(*(x.unflatten(0, shape) for x in qkv), scale, window, special, layout)  # [B, L, H, D]
+        outputs.append(out.reshape(-1, *out.shape[2:]))
     stream = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    if layout.inverse is not None:
-        stream = _Permute.apply(stream, layout.inverse)
-    return F.pad(stream, (0, 0, 0, 0, 0, layout.padding))[None], None
-
-
-def _take(x_THD, bucket):
-    """[T, H, D] -> [B, L, H, D]."""
-    if bucket.gather is None:
-        rows = x_THD[bucket.start: bucket.start + bucket.length]
-    else:
-        rows = _Gather.apply(x_THD, bucket, x_THD.shape[0])
-    return rows.unflatten(0, (bucket.batch, bucket.length))
+    stream = _with_padding(stream, layout) if layout.back is None else _Back.apply(stream, layout)
+    return stream[None], None
 
 
 def _causal(q, k, v, scale, window, special, layout):

@@ -54,6 +54,27 @@ class Head:
         return logits
 
 
+class _TargetLogprob(torch.autograd.Function):
+    """logprob_k = z_k[y_k] − logsumexp(z_k), keeping the logits in their own type and nothing else of their size.
+
+    d logprob_k / d z_k = onehot(y_k) − softmax(z_k)
+    """
+
+    @staticmethod
+    def forward(ctx, logits_KV, targets_K):
+        wide = logits_KV.to(torch.promote_types(logits_KV.dtype, torch.float32))
+        norm_K = wide.logsumexp(-1)
+        ctx.save_for_backward(logits_KV, targets_K, norm_K)
+        return wide.gather(1, targets_K[:, None])[:, 0] - norm_K
+
+    @staticmethod
+    def backward(ctx, grad_K):
+        logits_KV, targets_K, norm_K = ctx.saved_tensors
+        wide = torch.sub(logits_KV, norm_K[:, None]).exp_().mul_(-grad_K[:, None])
+        wide.scatter_add_(1, targets_K[:, None], grad_K[:, None])
+        return wide.to(logits_KV.dtype), None
+
+
 def target_stats(logits_KV, targets_K, needs, temperature=1.0):
     """Statistics of each row of logits at its target.
 
@@ -61,11 +82,11 @@ def target_stats(logits_KV, targets_K, needs, temperature=1.0):
         logprob_k = z_k[y_k] - logsumexp(z_k),   entropy_k = -Σ_v p_v log p_v,   mean_k = mean_v log p_v
     Computed in float32 (float64 logits stay float64).
     """
+    if needs == {"logprobs"}:
+        return (_TargetLogprob.apply(logits_KV if temperature == 1.0 else logits_KV / temperature, targets_K),)
     wide = logits_KV.to(torch.promote_types(logits_KV.dtype, torch.float32))
     if temperature != 1.0:
         wide = wide / temperature
-    if needs == {"logprobs"}:
-        return (-F.cross_entropy(wide, targets_K, reduction="none"),)
     log_p = F.log_softmax(wide, dim=-1)
     found = []
     if "logprobs" in needs:

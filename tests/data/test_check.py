@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ class Letters:
 
     def __init__(self, *, enable_thinking, max_length):
         self.max_length = max_length
+        self.spec = SimpleNamespace(chat=SimpleNamespace(switches=()), enable_thinking=None)
+        self.follows = None  # not asked where the template has no switch
 
     def render(self, rows):
         return [self._render(row) for row in rows]

@@ -6,7 +6,7 @@ import pytest
 
 from posttrain.core.errors import UserError
 from posttrain.core.sequence import Row
-from posttrain.data.judge import Head, check_lost, choose_thinking, smallest_keeping
+from posttrain.data.judge import Head, check_lost, smallest_keeping
 from posttrain.data.ledger import Ledger
 
 
@@ -83,17 +83,6 @@ def test_at_an_epochs_end_the_ledger_is_enough():
     with pytest.raises(UserError) as e:
         check_lost(head(90, longer_than_max_length=10).ledger, settings())
     assert (e.value.where, e.value.found) == ("data", "10 of 100 rows: 10 longer than max_length")
-
-
-def test_thinking_follows_the_rows():
-    plain = row(("user", "a <think>"), ("assistant", "b"))
-    thinks = row(("user", "a"), ("assistant", "<think>\nhm\n</think>\nb"))
-    apart = row(("user", "a"), ("assistant", "b"))
-    apart.messages[1]["reasoning_content"] = "hm"
-    assert choose_thinking("auto", [plain, plain]) == (False, "none of the first 2 rows carries reasoning")
-    assert choose_thinking("auto", [plain, thinks, apart]) == (True, "2 of the first 3 rows carry reasoning")
-    assert choose_thinking("true", [plain]) == (True, "as set")
-    assert choose_thinking("false", [thinks]) == (False, "as set")
 
 
 @pytest.mark.parametrize("needs", [[150] * 10, list(range(101, 201)), [101] * 5 + [9000] * 3, [500], [101, 102]])

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,8 @@ class Renderer:
 
     def __init__(self, *, enable_thinking, max_length):
         self.enable_thinking, self.max_length = enable_thinking, max_length
+        self.spec = SimpleNamespace(chat=SimpleNamespace(switches=()), enable_thinking=None)
+        self.follows = None  # not asked where the template has no switch
 
     def render(self, rows):
         return [self.one(row) for row in rows]
@@ -122,7 +125,7 @@ def test_the_head_tells_what_it_saw(tmp_path):
     assert head.notes == {"a digit": 8}
     assert head.lengths == [7] + [12] * 8 + [67]
     assert head.first_lost == {"empty answer": f"{data}:9", "longer than max_length": f"{data}:10"}
-    assert (head.thinking, head.example.origin, head.trained_share, head.keep_99) == (False, f"{data}:1", 5 / 12, None)
+    assert (head.thinking, head.example.origin, head.trained_share, head.keep_99) == (None, f"{data}:1", 5 / 12, None)
     assert updates(data, shuffle=False, max_lost=0.1).head(Renderer).keep_99 == 67
 
 

@@ -90,8 +90,10 @@ def test_unknown_keyword_raises():
 
 def test_like_lengths_share_a_batch():
     layout = Layout([0, 10, 22, 30, 31], torch.device("cpu"))
-    assert [(b.batch, b.length) for b in layout.buckets] == [(2, 12), (1, 8), (1, 1)]
-    assert layout.inverse.sort().values.tolist() == list(range(31))
+    assert layout.batches == [(2, 12), (1, 8), (1, 1)]
+    assert layout.spread.tolist() == [*range(10, 22), *range(10), 9, 9, *range(22, 30), 30]
+    assert layout.back.tolist() == [*range(12, 22), *range(12), *range(24, 32), 32]
+    assert Layout([0, 10, 20], torch.device("cpu")).spread is None
 
 
 def test_few_shapes_change_nothing():
@@ -116,6 +118,6 @@ def test_shapes_are_few():
     for seed in range(40):
         sizes = torch.randint(1, 257, (20,), generator=torch.Generator().manual_seed(seed)).tolist()
         layout = Layout([0, *torch.tensor(sizes).cumsum(0).tolist()], torch.device("cpu"), few_shapes=True)
-        shapes |= {(b.batch, b.length) for b in layout.buckets if b.gather is not None}
+        shapes |= set(layout.batches)
     assert {length for _, length in shapes} <= set(attention.LENGTHS)
     assert {count for count, _ in shapes} <= set(attention.COUNTS)

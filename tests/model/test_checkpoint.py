@@ -21,7 +21,8 @@ def test_comes_back_as_it_was(tmp_path):
     assert path == tmp_path / "7" and verify(path) == ""
     files, state = load_checkpoint(path)
     assert state == {"step": 7}
-    assert torch.equal(files["weights"]["a"], torch.full((3, 4), 1.0)) and files["weights"]["half"].dtype == torch.bfloat16
+    assert torch.equal(files["weights"]["a"], torch.full((3, 4), 1.0))
+    assert files["weights"]["half"].dtype == torch.bfloat16
     assert files["optimizer"]["scalar"].isnan() and not list(tmp_path.glob(".*"))
 
 
