@@ -183,7 +183,7 @@ def test_the_report_on_screen(tmp_path):
         "tokens  20 rendered = 5 trained + 15 masked + 0 cut + 0 dropped",
         "length  min 4, median 4, p90 4, p95 4, p99 4, max 4 tokens a row",
         "        max_length 4 would keep 99 % of the conversations whole (now 20)",
-        "thinking off: none of the first 5 rows carries reasoning",
+        "thinking as the template has it: the chat template has no such switch",
         "found   4 exact duplicates of an earlier row",
         "        data.jsonl:2 = data.jsonl:1", "        data.jsonl:3 = data.jsonl:1",
         "        data.jsonl:4 = data.jsonl:1", "        … 1 more",

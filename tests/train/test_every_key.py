@@ -215,7 +215,7 @@ def enable_thinking(bench):
     values = {"chat_template": bench.path("switched.jinja", SWITCHED), "train_on": "all_tokens"}
     assert bench.differ(values, {**values, "enable_thinking": "true"})
     assert "enable_thinking = true: as set" in bench.text(**values, enable_thinking="true")
-    assert "enable_thinking = false: none of the first 32 rows" in bench.text(**values)
+    assert "enable_thinking = the template's default: its prompts fit these rows" in bench.text(**values)
 
 
 def template_date(bench):
