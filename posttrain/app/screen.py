@@ -25,7 +25,7 @@ def print_json(value: Any) -> None:
 
 def next_commands(console: Console, commands: list[tuple[str, str]]) -> None:
     """What to type next: (command, what it does) lines that can be copied as they stand."""
-    width = max(len(c) for c, _ in commands)
+    width = min(60, max(len(c) for c, _ in commands))
     console.print("\n[bold]next[/bold]")
     for command, what in commands:
         console.print(f"  {command:<{width}}  # {what}", soft_wrap=True, markup=False)

@@ -27,7 +27,7 @@ def choose_thinking(setting: str, renderer: Renderer, rows: Iterable[Row]) -> tu
     for value in (None, thinks > 0, thinks == 0):
         if all(renderer.follows(row, value) for row in sample):
             if value is None:
-                return None, "the template's default: its prompts fit these rows"
+                return None, "its prompts fit these rows"
             what = f"{thinks} of the first {len(sample)} rows carry" if thinks else (
                 f"none of the first {len(sample)} rows carries")
             return value, f"{what} reasoning, and the template's default prompt does not fit that"

@@ -50,7 +50,7 @@ def trained(r, given):
 
 def test_the_default_is_taken_wherever_it_fits():
     r = of(QWEN)
-    assert choose_thinking("auto", r, [row(), row()]) == (None, "the template's default: its prompts fit these rows")
+    assert choose_thinking("auto", r, [row(), row()]) == (None, "its prompts fit these rows")
     assert trained(r, row()) == ("<|u|>A<|a|>", "<think>\n\n</think>\n\nB<|end|>", {
         "scaffold": "<think>\n\n</think>\n\n", "content": "B", "stop": "<|end|>"})
     assert trained(r, THOUGHT)[1] == "<think>\nwhy\n</think>\n\nB<|end|>"
