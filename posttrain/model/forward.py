@@ -70,7 +70,7 @@ class _TargetLogprob(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_K):
         logits_KV, targets_K, norm_K = ctx.saved_tensors
-        wide = torch.sub(logits_KV, norm_K[:, None]).exp_().mul_(-grad_K[:, None])
+        wide = logits_KV.to(norm_K.dtype, copy=True).sub_(norm_K[:, None]).exp_().mul_(-grad_K[:, None])
         wide.scatter_add_(1, targets_K[:, None], grad_K[:, None])
         return wide.to(logits_KV.dtype), None
 
