@@ -47,7 +47,8 @@ class Session:
     def run(self) -> str:
         """Train -> `finished` or `interrupted`; a finished run has its model folder."""
         loop, record = self.loop, self.record
-        record.status(status="running", step=loop.state.step)
+        record.status(status="running", step=loop.state.step,
+                      held_out_rows=len({origin for pack in loop.held for origin in pack.origins}))
         try:
             whole = loop.run()
         except BaseException as e:
