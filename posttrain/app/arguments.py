@@ -7,6 +7,7 @@ equals `--key=value`. A key may stand in CONFIG.yaml, on the command line, or bo
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -142,6 +143,7 @@ def _option(command: Command, option: Option, value: str, errors: list[UserError
             made: Any = {"true": True, "false": False}[value.lower()]
         else:
             made = {"int": int, "float": float}.get(option.kind, str)(value)
+        wrong = option.kind == "float" and not math.isfinite(made)
     except (ValueError, KeyError):
         wrong = True
     else:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from .errors import SettingsError, UserError
 
@@ -25,7 +26,8 @@ def key(group: str, default: Any, doc: str, **bounds: Any) -> Any:
 class Settings(BaseModel):
     """All keys of a run. `None` means: chosen by the program and printed with its reason (see `choices`)."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=(), populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=(), populate_by_name=True,
+                              allow_inf_nan=False)
 
     # -- model
     model: str = key("model", BUILTIN, "base model: folder, hub id, run, checkpoint or adapter; `builtin` is embedded")
@@ -92,13 +94,30 @@ class Settings(BaseModel):
     logging_steps: int = key("run", 1, "updates per line of metrics in report_to and on a plain terminal", ge=1)
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = key("run", [], "also log to these libraries")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
+            raise ValueError("a number; true and false (in YAML also yes, no, on, off) are none")
+        return value
+
     @field_validator("data", "eval_data", "report_to", "lora_target_modules", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
         if isinstance(value, str | os.PathLike):
             return [os.fspath(value)]
-        return [os.fspath(v) if isinstance(v, os.PathLike) else str(v) for v in value] if isinstance(
+        return [os.fspath(v) if isinstance(v, os.PathLike) else v for v in value] if isinstance(
             value, list | tuple) else value
+
+    @field_validator("template_date", mode="before")
+    @classmethod
+    def _date(cls, value: Any) -> Any:
+        text = value.isoformat() if isinstance(value, datetime.date) else value  # unquoted in YAML it is one
+        try:
+            return text if text is None else datetime.date.fromisoformat(text).isoformat()
+        except (ValueError, TypeError):
+            raise ValueError("a date such as 2025-01-31") from None
 
     @field_validator("columns", mode="before")
     @classmethod
@@ -131,7 +150,24 @@ class Settings(BaseModel):
             raise ValueError("eval_data and eval_split exclude each other: drop one")
         if not self.data:
             raise ValueError("data is empty: name at least one file")
+        self._no_idle_key()
         return self
+
+    def _no_idle_key(self) -> None:
+        """Nothing that a user set is ignored: a key that would change nothing beside another is an error."""
+        if self.method == "full" and (idle := [k for k in type(self).model_fields if k.startswith("lora_") and
+                                               self._is_set(k)]):
+            raise ValueError(f"{', '.join(idle)}: nothing to adapt under method: full; drop, or set method: lora")
+        if self.architecture and self._is_set("model"):
+            raise ValueError("model and model_config exclude each other: drop one")
+        if self.warmup_steps is not None and self._is_set("warmup_ratio"):
+            raise ValueError("warmup_ratio and warmup_steps exclude each other: drop one")
+        if self.eval_steps and not self.eval_data and not self.eval_split:
+            raise ValueError("eval_steps has no rows to validate on: set eval_data or eval_split")
+
+    def _is_set(self, name: str) -> bool:
+        """Whether a key has another value than its default; a run's config.yaml names every key."""
+        return getattr(self, name) != type(self).model_fields[name].default
 
 
 # What the keys of other tools become here.
@@ -193,8 +229,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except OSError as e:
         raise UserError("the settings file cannot be read", where=str(path), found=e.strerror or str(e),
                         fix="name an existing YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError("the settings file is not valid YAML", where=str(path), found=str(e)) from None
+    except (yaml.YAMLError, ValueError) as e:  # ValueError: bytes that are no UTF-8, a date that is none
+        raise UserError("the settings file is not valid YAML", where=str(path), found=str(e),
+                        expected="UTF-8 text, lines of `key: value`") from None
     if not isinstance(loaded, dict):
         raise UserError("the settings file holds no keys", where=str(path), found=type(loaded).__name__,
                         expected="lines of `key: value`")

@@ -93,6 +93,7 @@ def test_all_mistakes_are_shown_at_once(tmp_path):
     (["chat", "a", "--learning_rate", "1"], ["`--learning_rate` changes nothing in `posttrain chat`"]),
     (["chat", "a", "--temprature", "1"], ["unknown key `temprature`", "did you mean `temperature`?"]),
     (["chat", "a", "--temperature", "-1"], ["`temperature` has no valid value", "at least 0"]),
+    (["chat", "a", "--temperature", "nan"], ["`temperature` has no valid value", "a number"]),
     (["chat", "a", "--top_p", "1.5"], ["`top_p` has no valid value", "at most 1"]),
     (["chat", "a", "--max_new_tokens", "many"], ["found:    'many'", "a whole number"]),
     (["data", "show", "--json=maybe"], ["`json` has no valid value", "true or false"]),

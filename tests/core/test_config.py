@@ -46,6 +46,40 @@ def test_together():
     assert "data is empty" in problems(data=[])
 
 
+@pytest.mark.parametrize(("values", "said"), [
+    ({"method": "full", "lora_r": 4, "lora_dropout": 0.1}, "lora_r, lora_dropout: nothing to adapt under method: full"),
+    ({"model": "a", "model_config": "b.yaml", "method": "full"}, "model and model_config exclude each other"),
+    ({"warmup_ratio": 0.1, "warmup_steps": 5}, "warmup_ratio and warmup_steps exclude each other"),
+    ({"eval_steps": 5}, "eval_steps has no rows to validate on: set eval_data or eval_split")])
+def test_a_key_that_would_change_nothing_is_refused(values, said):
+    assert said in problems(**values)
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("learning_rate", True, "a number; true and false"), ("batch_size", True, "a number; true and false"),
+    ("pack_tokens", False, "a number; true and false"), ("learning_rate", float("inf"), "finite number"),
+    ("num_train_epochs", "inf", "finite number"), ("data", [None], "valid string"),
+    ("eval_data", [{"path": "x.json"}], "valid string"), ("template_date", "yesterday", "a date such as 2025-01-31")])
+def test_a_value_that_is_none(key, value, said):
+    text = problems(**{key: value})
+    assert f"`{key}` has no valid value" in text and said in text
+
+
+def test_switches_stay_switches():
+    settings = make_settings({"shuffle": False, "gradient_checkpointing": "true", "enable_thinking": True})
+    assert (settings.shuffle, settings.gradient_checkpointing, settings.enable_thinking) == (False, True, "true")
+
+
+def test_a_date_in_yaml_needs_no_quotes(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("template_date: 2025-01-31\r\n")
+    assert make_settings(read_config(path)).template_date == "2025-01-31"
+    for text in (b"template_date: 2025-13-31\n", "batch_size: 8\n".encode("utf-16"), b"a: [\n"):
+        path.write_bytes(text)
+        with pytest.raises(UserError, match="the settings file is not valid YAML"):
+            read_config(path)
+
+
 def test_a_dumped_config_is_a_valid_input(tmp_path):
     settings = make_settings({"data": "a.json", "columns": "prompt=q,response=a", "learning_rate": "2e-5"})
     path = tmp_path / "config.yaml"

@@ -197,9 +197,9 @@ def test_from_scratch(train, tmp_path):
         "model_type: qwen3\nvocab_size: 320\nhidden_size: 32\nintermediate_size: 64\nnum_hidden_layers: 1\n"
         "num_attention_heads: 2\nnum_key_value_heads: 1\nhead_dim: 16\ntie_word_embeddings: true\n")
     with pytest.raises(UserError, match="a model from scratch has no weights for adapters") as e:
-        train("refused", model_config=tmp_path / "tiny.yaml")
+        train("refused", model="builtin", model_config=tmp_path / "tiny.yaml")
     assert e.value.fix == "set method: full"
-    run = train(model_config=str(tmp_path / "tiny.yaml"), method="full", dtype="bfloat16", save_steps=2)
+    run = train(model="builtin", model_config=tmp_path / "tiny.yaml", method="full", dtype="bfloat16", save_steps=2)
     model, tokenizer = (auto.from_pretrained(run.model_path) for auto in (AutoModelForCausalLM, AutoTokenizer))
     assert model.dtype == torch.bfloat16 and model.config.vocab_size == 320 >= len(tokenizer)
     assert model.config.eos_token_id == tokenizer.eos_token_id

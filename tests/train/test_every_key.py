@@ -106,9 +106,10 @@ SHAPE = ("model_type: qwen3\nvocab_size: 300\nhidden_size: 32\nintermediate_size
 
 
 def model_config(bench):
-    run = bench.run(model_config=bench.path("shape.yaml", SHAPE))
+    values = {"model": "builtin", "model_config": bench.path("shape.yaml", SHAPE)}
+    run = bench.run(**values)
     assert json.loads((run.model_path / "config.json").read_text())["hidden_size"] == 32
-    assert "tokenizer: trained on the data, 300 entries" in bench.text(model_config=str(bench.folder / "shape.yaml"))
+    assert "tokenizer: trained on the data, 300 entries" in bench.text(**values)
 
 
 def tokenizer(bench):
