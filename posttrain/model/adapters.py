@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 
 from ..core.config import Settings
 from ..core.errors import UserError
@@ -58,8 +59,12 @@ def _widened(model):
 
 def continued_shape(settings: Settings, folder: Path) -> dict[str, Any]:
     """The `lora_` keys of an adapter that is trained further; one that was set otherwise is a UserError."""
-    config = LoraConfig.from_pretrained(str(folder))
-    targets = config.target_modules
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig):
+        raise UserError("only a LoRA adapter can be trained further", where=str(folder),
+                        found=str(config.peft_type).rpartition(".")[2],
+                        fix="name its base as model for a fresh adapter")
+    targets = config.target_modules or []
     targets = [targets] if isinstance(targets, str) else sorted({name.rsplit(".", 1)[-1] for name in targets})
     shape = {"lora_r": config.r, "lora_alpha": float(config.lora_alpha), "lora_dropout": config.lora_dropout,
              "lora_target_modules": targets}
@@ -77,11 +82,28 @@ def _shown(value: Any) -> str:
 
 
 def attach_adapter(model, folder: Path, *, trainable: bool):
-    """The base with an existing adapter on it, in float32, trainable or for inference."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return _widened(PeftModel.from_pretrained(model, str(folder), is_trainable=trainable,
-                                                  autocast_adapter_dtype=True))
+    """The base with an existing adapter on it, in float32, trainable or for inference; safetensors only."""
+    if not (folder / "adapter_model.safetensors").is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        raise UserError("the adapter has pickled weights only, and pickles can run code" if pickled else
+                        "the adapter has no weights", where=str(folder), expected="adapter_model.safetensors",
+                        fix="convert it once in a place you trust: load it with PEFT, then save_pretrained(FOLDER)"
+                        if pickled else "copy or fetch the adapter again")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, autocast_adapter_dtype=True)
+        except (ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as e:
+            raise _misfit(folder, str(e).strip()) from None
+    if lacking := [str(w.message) for w in said if "missing adapter keys" in str(w.message)]:
+        raise _misfit(folder, lacking[0])
+    return _widened(wrapped)
+
+
+def _misfit(folder: Path, found: str) -> UserError:
+    return UserError("the adapter does not fit its base", where=str(folder), found=found[:300],
+                     expected="the weights of every layer that its adapter_config.json names",
+                     fix="check base_model_name_or_path there, and that the adapter was copied whole")
 
 
 def _check_targets(model, targets: list[str]) -> None:

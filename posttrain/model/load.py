@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,47 @@ PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "con
 
 def load_causal(ref: ModelRef, *, dtype: torch.dtype, device: torch.device | str = "cpu",
                 trust_remote_code: bool = False):
-    """The whole weights behind a reference, as a transformers causal model in `dtype` on `device`, in eval mode."""
+    """The whole weights behind a reference, as a transformers causal model in `dtype` on `device`, in eval mode.
+
+    A weight that the files lack, or hold in another shape, is an error: transformers would make one up
+    (test_load.py::test_weights_are_never_made_up).
+    """
     check_weights(ref.base)
     quiet_transformers()
     try:
-        model = AutoModelForCausalLM.from_pretrained(ref.base, dtype=dtype, trust_remote_code=trust_remote_code,
-                                                     use_safetensors=True, low_cpu_mem_usage=True)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            ref.base, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, low_cpu_mem_usage=True,
+            output_loading_info=True, ignore_mismatched_sizes=True)
     except (OSError, SafetensorError) as e:
         raise _load_error(ref, e) from None
     except ValueError as e:
         if "trust_remote_code" in str(e):
             raise UserError("this model brings Python code of its own", where=ref.base,
                             fix="read that code, then set trust_remote_code: true") from None
-        raise UserError("transformers cannot build this model", where=ref.base, found=str(e).split("\n")[0]) from None
+        raise UserError("transformers cannot build this model", where=ref.base, found=str(e).split("\n")[0],
+                        fix="check model_type and the shapes in its config.json") from None
+    except ImportError as e:
+        raise UserError("the model needs a package that is not installed", where=ref.base,
+                        found=str(e).strip().split("\n")[0], fix="install it, or name the unquantized model") from None
+    _check_complete(ref, found)
     return model.to(device).eval()
+
+
+def _check_complete(ref: ModelRef, found: dict[str, Any]) -> None:
+    """Every weight of the architecture came from the files, in its own shape."""
+    if wrong := sorted(found["mismatched_keys"]):
+        name, in_file, wanted = wrong[0]
+        raise UserError("the weights have other shapes than the config says", where=ref.base,
+                        found=f"{name} {list(in_file)}{_more(wrong)}", expected=str(list(wanted)),
+                        fix="use the config.json that belongs to these weights")
+    if missing := sorted(found["missing_keys"]):
+        raise UserError("the model's files lack weights that its architecture needs", where=ref.base,
+                        found=f"no {missing[0]}{_more(missing)}",
+                        fix="fetch all of its files again, or use the config.json that belongs to them")
+
+
+def _more(names: list) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def check_weights(base: str) -> None:
@@ -55,7 +81,8 @@ def _load_error(ref: ModelRef, error: Exception) -> UserError:
     if ref.is_hub:
         return UserError("the model could not be fetched from the hub", where=ref.base, found=str(error).split("\n")[0],
                          fix="check the name and the network, or name a local folder")
-    return UserError("the model folder cannot be read", where=ref.base, found=str(error).split("\n")[0])
+    return UserError("the model folder cannot be read", where=ref.base, found=str(error).split("\n")[0],
+                     fix="a file of it is damaged or missing: copy or fetch it again")
 
 
 def from_scratch(architecture: str | Path, *, vocab_size: int, special: dict[str, int | None], seed: int,
@@ -102,12 +129,3 @@ def quiet_transformers() -> None:
     """No progress bars or advice of transformers between our own lines; errors still come as exceptions."""
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether a folder is a finished Hugging Face model or adapter."""
-    return any(folder.glob("*.safetensors"))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text("utf-8"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -73,6 +72,10 @@ def _lora(model, settings: Settings, ref: ModelRef | None, new_tokens: list[int]
         raise UserError("a model from scratch has no weights for adapters to stand on", where="method",
                         found="lora", fix="set method: full")
     if ref.adapter:
+        if new_tokens:
+            raise UserError("an adapter that is continued cannot learn new tokens", where="chat_template",
+                            found=f"{len(new_tokens)} tokens of {settings.chat_template} are not in its vocabulary",
+                            fix="keep its own template (chat_template: auto), or set method: full")
         notes.append(f"the adapter {ref.adapter} is continued")
         return attach_adapter(model, ref.adapter, trainable=True)
     return add_lora(model, r=settings.lora_r, alpha=settings.lora_alpha, dropout=settings.lora_dropout,
@@ -131,8 +134,3 @@ def kept_wide(model) -> tuple[str, ...]:
     for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
         names |= set(getattr(causal, attribute, None) or ())
     return tuple(sorted(names))
-
-
-def run_settings(run: Path) -> Settings:
-    """The resolved settings of a run folder."""
-    return make_settings(read_config(run / "config.yaml"))

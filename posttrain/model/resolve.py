@@ -8,6 +8,8 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
 from ..builtin import builtin_model_path
 from ..core.config import BUILTIN
@@ -59,18 +61,45 @@ def _folder(name: str, path: Path) -> ModelRef:
     if path.parent.name == "checkpoints" and (path / "manifest.json").is_file():
         return _checkpoint(name, path, path.parent.parent)
     if (path / "adapter_config.json").is_file():
-        base = json.loads((path / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
-        if not base:
-            raise UserError("the adapter does not say which base it belongs to",
-                            where=str(path / "adapter_config.json"), expected="base_model_name_or_path")
-        under = resolve_model(base)
-        has_tokenizer = (path / "tokenizer_config.json").is_file()
-        return ModelRef(name, under.base, str(path) if has_tokenizer else under.tokenizer, adapter=path)
+        base = _base_of(path / "adapter_config.json")
+        return ModelRef(name, base, str(path) if (path / "tokenizer_config.json").is_file() else base, adapter=path)
     if (path / "config.json").is_file():
         return ModelRef(name, str(path), str(path))
     inside = sorted(p.name for p in path.iterdir())[:8]
     raise UserError("this folder holds no model", where=str(path), found=", ".join(inside) or "an empty folder",
                     expected="config.json (a model), adapter_config.json (an adapter) or config.yaml (a run)")
+
+
+def _base_of(config: Path) -> str:
+    """The folder or hub id of the whole model that an adapter belongs to."""
+    base = _read_json(config).get("base_model_name_or_path")
+    if not base:
+        raise UserError("the adapter does not say which base it belongs to", where=str(config),
+                        expected="base_model_name_or_path")
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError("the base of this adapter is no whole model", where=str(config), found=base,
+                            expected="a folder with config.json",
+                            fix="merge that base into a whole model, and name it as base_model_name_or_path")
+        return str(folder)
+    try:
+        return resolve_model(base).base
+    except UserError:
+        raise UserError("the base of this adapter is not there", where=str(config), found=base,
+                        fix="put the base there, or correct base_model_name_or_path") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_text("utf-8"))
+    except ValueError as e:
+        raise UserError(f"{path.name} is not valid JSON", where=str(path), found=str(e),
+                        fix="fetch or copy this folder again") from None
+    if not isinstance(read, dict):
+        raise UserError(f"{path.name} holds no keys", where=str(path), found=type(read).__name__,
+                        fix="fetch or copy this folder again")
+    return read
 
 
 def _run(name: str, run: Path) -> ModelRef:
@@ -81,12 +110,12 @@ def _run(name: str, run: Path) -> ModelRef:
                   key=lambda p: int(p.name) if p.name.isdigit() else -1)
     if not kept:
         raise UserError("this run has neither a finished model nor a checkpoint yet", where=str(run),
-                        fix=f"go on with `posttrain sft --resume --output_dir {run}`")
+                        fix=f"go on with `posttrain sft --resume --output_dir {quote(str(run))}`")
     return _checkpoint(name, kept[-1], run)
 
 
 def _checkpoint(name: str, path: Path, run: Path) -> ModelRef:
-    facts = json.loads((path / "state.json").read_text("utf-8"))
+    facts = _read_json(path / "state.json")
     tokenizer = run / "tokenizer"
     return ModelRef(name, facts["base"], str(tokenizer), Path(facts["adapter"]) if facts.get("adapter") else None,
                     path, run)
