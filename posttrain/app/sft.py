@@ -31,7 +31,7 @@ class Interrupted(Exception):
     """The run was asked to stop and left a checkpoint; `code` is the exit status."""
 
     def __init__(self, run: Run, code: int):
-        super().__init__(str(run.path))
+        super().__init__(str(run))
         self.run, self.code = run, code
 
 
@@ -130,8 +130,8 @@ def run_folder(settings: Settings) -> Path:
         is_run = (folder / "config.yaml").is_file()
         raise UserError("the output folder is in use", where=str(folder),
                         found="a run" if is_run else "a file" if folder.is_file() else "other files",
-                        fix=f"go on with `posttrain sft --output_dir {folder} --resume`, or name another folder"
-                        if is_run else "name another folder")
+                        fix=f"go on with `posttrain sft --output_dir {quote(str(folder))} --resume`, or name another "
+                            "folder" if is_run else "name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -178,8 +178,10 @@ def _with_errors_of(loader, step: Callable[[], Any]) -> Any:
 
 def _keep_architecture(settings: Settings, folder: Path) -> Settings:
     """A model from scratch takes its shape from a copy in the run folder: the run can be resumed without the file."""
-    if not settings.architecture or settings.resume:
+    if not settings.architecture:
         return settings
+    if settings.resume:
+        return settings.model_copy(update={"architecture": str(folder / "architecture.yaml")})
     if not Path(settings.architecture).is_file():
         raise UserError("the architecture file does not exist", where=settings.architecture,
                         fix="name a YAML file of config keys with model_config")
@@ -236,13 +238,13 @@ def _train(session, console: Console, note: Callable[[str], None]) -> str:
 
     loop.should_stop = lambda: bool(caught)
     loop.say = say
-    old = _catch(stop)
     reporters = open_reporters(settings, loop.record.folder)
+    old = _catch(stop)
     try:
         with progress:
             status = session.run()
     except KeyboardInterrupt:
-        note(f"stopped at once; go on with: posttrain sft --output_dir {loop.record.folder} --resume")
+        note(f"stopped at once; go on with: posttrain sft --output_dir {quote(str(loop.record.folder))} --resume")
         raise
     finally:
         for number, handler in old.items():

@@ -44,7 +44,7 @@ class Score:
 def read_questions(path: Path) -> list[Question]:
     """Questions of a JSONL file; a line without prompt and answer is a UserError."""
     questions = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text("utf-8").rstrip("\n").split("\n"), 1):
         values = json.loads(line)
         if not {"prompt", "answer"} <= set(values):
             raise UserError("a held-out question lacks its prompt or its answer", where=f"{path}:{number}",

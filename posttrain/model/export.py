@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from .policy import Policy
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
-def export_model(folder: Path, policy: Policy, masters: dict[str, torch.Tensor], spec: Any, card: str) -> Path:
+Masters = dict[str, Callable[[], torch.Tensor]]
+
+
+def export_model(folder: Path, policy: Policy, masters: Masters, spec: Any, card: str) -> Path:
     """Write `folder`: safetensors, tokenizer with its template, generation_config with the stop tokens, card.
 
     full: every weight in the type the base is stored in. lora: a PEFT folder with float32 adapters, naming its base.
-    `masters` are the trained weights by parameter name. Written beside and renamed, so a folder of this name is whole.
+    `masters` make the trained weights by parameter name, one at a time: all of them in float32 would be the largest
+    thing in memory. Written beside and renamed, so a folder of this name is whole.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     with writing(folder, partial):
@@ -38,15 +43,15 @@ def export_model(folder: Path, policy: Policy, masters: dict[str, torch.Tensor],
     return folder
 
 
-def _whole(folder: Path, policy: Policy, masters: dict[str, torch.Tensor]) -> None:
+def _whole(folder: Path, policy: Policy, masters: Masters) -> None:
     model = policy.model
-    weights = {n: masters.get(n, p).detach().to(policy.stored) for n, p in model.named_parameters()}
+    weights = {n: (masters[n]() if n in masters else p.detach()).to(policy.stored) for n, p in model.named_parameters()}
     buffers = {n: b for n, b in model.state_dict().items() if n not in weights and n in dict(model.named_buffers())}
     model.config.dtype = policy.stored
     model.save_pretrained(folder, state_dict=weights | buffers)
 
 
-def _adapter(folder: Path, policy: Policy, masters: dict[str, torch.Tensor]) -> None:
+def _adapter(folder: Path, policy: Policy, masters: Masters) -> None:
     model = policy.model
     for config in model.peft_config.values():
         base = Path(policy.ref.base)
@@ -56,7 +61,7 @@ def _adapter(folder: Path, policy: Policy, masters: dict[str, torch.Tensor]) -> 
     held = {}
     for name, p in model.named_parameters():
         if name in masters:
-            held[name], p.data = p.data, masters[name]
+            held[name], p.data = p.data, masters[name]()
     try:
         model.save_pretrained(folder, save_embedding_layers=False)
     finally:
@@ -67,7 +72,10 @@ def _adapter(folder: Path, policy: Policy, masters: dict[str, torch.Tensor]) -> 
 
 
 def generation_config(model, spec: Any) -> GenerationConfig:
-    """The base's generation settings with the stop set that training used; pad is never read as an end."""
+    """The base's generation settings with the stop set that training used; pad is never read as an end.
+
+    Settings that contradict each other, which transformers reads but refuses to write, are left to its defaults.
+    """
     config = GenerationConfig.from_dict((getattr(model, "generation_config", None) or GenerationConfig()).to_dict())
     stops = list(spec.stop_ids)
     config.eos_token_id = stops[0] if len(stops) == 1 else stops
@@ -78,4 +86,9 @@ def generation_config(model, spec: Any) -> GenerationConfig:
     if not config.do_sample:  # a greedy config with sampling values is refused by transformers
         for name in SAMPLING:
             setattr(config, name, None)
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config = GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id,
+                                  pad_token_id=config.pad_token_id)
     return config

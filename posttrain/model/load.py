@@ -125,6 +125,13 @@ def base_dtype(base: str, trust_remote_code: bool = False) -> torch.dtype:
     return config.get_text_config().dtype or config.dtype or torch.float32
 
 
+def table_of_positions(model) -> int | None:
+    """How many positions a model has where they are rows of a table (GPT-2); None where they are computed (rotary)."""
+    config = model.config.get_text_config(decoder=True)
+    computed = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
+    return None if computed else getattr(config, "max_position_embeddings", None)
+
+
 def quiet_transformers() -> None:
     """No progress bars or advice of transformers between our own lines; errors still come as exceptions."""
     hf_logging.disable_progress_bar()

@@ -11,7 +11,7 @@ from ..core.errors import UserError
 from .adapters import add_lora, attach_adapter, grow_embeddings
 from .checkpoint import load_checkpoint, verify
 from .device import choose_device, choose_dtype
-from .load import base_dtype, from_scratch, load_causal
+from .load import base_dtype, from_scratch, load_causal, table_of_positions
 from .resolve import ModelRef
 
 
@@ -46,6 +46,11 @@ def build_policy(settings: Settings, ref: ModelRef | None, *, vocab_size: int, n
     else:
         model = load_causal(ref, dtype=held, device=device, trust_remote_code=settings.trust_remote_code)
         stored = base_dtype(ref.base, settings.trust_remote_code)
+    places = table_of_positions(model)
+    if places is not None and settings.max_length > places:
+        raise UserError("a row may be longer than the model's positions", where="max_length",
+                        found=f"{settings.max_length} tokens", expected=f"at most {places}",
+                        fix=f"set max_length: {places}")
     model.get_input_embeddings().padding_idx = None  # torch would never train that row, and pad is often eos
     notes = []
     if grown := grow_embeddings(model, vocab_size):
@@ -109,7 +114,10 @@ def _from_checkpoint(ref: ModelRef, dtype: torch.dtype, device: torch.device) ->
         raise UserError("the checkpoint is damaged", where=str(ref.checkpoint), found=wrong,
                         fix="name an older checkpoint, or the run")
     files, state = load_checkpoint(ref.checkpoint)
-    settings = make_settings(read_config(ref.run / "config.yaml") | {"device": str(device), "dtype": "float32"})
+    values = read_config(ref.run / "config.yaml") | {"device": str(device), "dtype": "float32"}
+    if values.get("model_config"):  # the run's own copy, wherever the run lies now
+        values["model_config"] = str(ref.run / "architecture.yaml")
+    settings = make_settings(values)
     under = ModelRef(ref.name, ref.base, ref.tokenizer, ref.adapter) if state["base"] else None
     policy = build_policy(settings, under, vocab_size=state["vocab_size"], new_tokens=state["new_tokens"], special={})
     parameters = dict(policy.model.named_parameters())

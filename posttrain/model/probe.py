@@ -25,7 +25,7 @@ def prepare_forward(model) -> tuple[Forward, str]:
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = getattr(causal, "own_attention", causal.config._attn_implementation)
-    causal.own_attention = own  # what sampling and the slow path use
+    causal.own_attention = own  # what the slow path uses, and a second probe of the same model
     reason = _refuses(causal)
     was_training = model.training
     model.eval()

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..core.errors import UserError
 from .draw import draw, uniform
+from .load import table_of_positions
 from .slots import SlotCache, slot_layers
 
 PREFILL_TOKENS = 4096  # prompt tokens, padding included, in one forward: bounds activations, never changes a result
@@ -137,9 +138,8 @@ def _cached_attention(base) -> str:
 
 def _limits(base, prompts: list[list[int]], max_new_tokens: int) -> list[int]:
     """New tokens each prompt may get: fewer where learned positions run out."""
-    config = base.config.get_text_config(decoder=True)
-    places = getattr(config, "max_position_embeddings", None)
-    if places is None or getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None):
+    places = table_of_positions(base)
+    if places is None:
         return [max_new_tokens] * len(prompts)
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]), default=None)
     if longest is not None and len(prompts[longest]) >= places:

@@ -32,9 +32,8 @@ class Record:
         """Forget what was logged after update `step`; lines before it stay as they are."""
         for name in ("metrics.jsonl", "rejected.jsonl"):
             path = self.folder / name
-            lines = path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line).get("step", 0) <= step]
-            self._write(name, "".join(kept))
+            lines = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []  # the rest was half written
+            self._write(name, "".join(f"{line}\n" for line in lines if json.loads(line).get("step", 0) <= step))
 
     def metrics(self, line: dict[str, Any]) -> None:
         self._append("metrics.jsonl", [line])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ class Session:
     def export(self, card: str) -> Path:
         """Write the model folder and close the record; where that fails, a last checkpoint, from which to go on."""
         loop, record = self.loop, self.record
-        masters = loop.optimizer.tensors()["weights"]
+        masters = {name: partial(loop.optimizer.master, i) for i, (name, _) in enumerate(loop.optimizer.named)}
         try:
             folder = export_model(record.folder / "model", self.policy, masters, self.spec, card)
         except BaseException:  # whatever it was, what was learnt is not lost with it
@@ -145,6 +147,7 @@ def set_determinism(settings: Settings) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is asked for it, before its first product
         torch.use_deterministic_algorithms(True)
     elif torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(False)

@@ -205,6 +205,12 @@ def test_from_scratch(train, tmp_path):
     assert model.config.eos_token_id == tokenizer.eos_token_id
     assert "Trained from scratch" in (run.model_path / "README.md").read_text()
     assert isinstance(posttrain.load(run.checkpoints[-1]).chat("hi", max_new_tokens=2), str)
+    shutil.rmtree(run.model_path)  # moved, interrupted, and its architecture file gone: all that it needs is its own
+    moved = shutil.move(run.path, tmp_path / "moved")
+    (tmp_path / "tiny.yaml").unlink()
+    (moved / "run.json").unlink()
+    assert isinstance(posttrain.load(moved).chat("hi", max_new_tokens=2), str)
+    assert posttrain.sft(output_dir=moved, resume=True).status["status"] == "finished"
 
 
 def test_anything_that_a_run_made_can_be_named(train, tmp_path):
@@ -255,3 +261,14 @@ def test_sampling_values_of_a_greedy_base_do_not_stop_the_export(make_model, tra
     (base / "generation_config.json").write_text(json.dumps({"do_sample": False, "min_p": 0.1, "top_k": 20}))
     run = train(model=base)
     assert GenerationConfig.from_pretrained(run.model_path).min_p is None
+    (base / "generation_config.json").write_text(json.dumps({"num_beams": 1, "early_stopping": True}))
+    saved = GenerationConfig.from_pretrained(train("beams", model=base).model_path)
+    assert not saved.early_stopping and saved.eos_token_id == GenerationConfig.from_pretrained(
+        run.model_path).eos_token_id is not None
+
+
+def test_export_makes_masters_one_at_a_time(train, monkeypatch):
+    from posttrain.train.optim import MasterAdamW
+
+    monkeypatch.setattr(MasterAdamW, "tensors", lambda self: pytest.fail("all masters at once"))
+    assert train(method="full", dtype="bfloat16").status["status"] == "finished"

@@ -9,11 +9,12 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from posttrain.core.config import make_settings
 from posttrain.core.errors import UserError
 from posttrain.model.adapters import continued_shape
+from posttrain.model.load import table_of_positions
 from posttrain.model.policy import build_policy, open_model
 from posttrain.model.resolve import resolve_model
 
@@ -106,3 +107,18 @@ def test_a_continued_adapter_must_be_lora_and_know_its_tokens(adapter, base, tmp
     with pytest.raises(UserError, match="only a LoRA adapter can be trained further") as e:
         continued_shape(make_settings({}), tmp_path / "ia3")
     assert e.value.found == "IA3"
+
+
+def test_rows_longer_than_a_table_of_positions(tmp_path, base):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=90, n_positions=16, n_embd=8, n_layer=1, n_head=1))
+    model.save_pretrained(tmp_path / "gpt2")
+    assert table_of_positions(model) == 16
+    assert table_of_positions(AutoModelForCausalLM.from_pretrained(base)) is None
+
+    def build(length):
+        return build_policy(make_settings({"dtype": "float32", "max_length": length}), resolve_model(tmp_path / "gpt2"),
+                            vocab_size=90, new_tokens=[], special={})
+    with pytest.raises(UserError, match="a row may be longer than the model's positions") as e:
+        build(17)
+    assert (e.value.where, e.value.expected, e.value.fix) == ("max_length", "at most 16", "set max_length: 16")
+    build(16)

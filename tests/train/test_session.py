@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -10,8 +11,10 @@ from safetensors.torch import load_file
 
 import posttrain
 from posttrain.app.run import Run
-from posttrain.core.config import read_config
+from posttrain.core.config import make_settings, read_config
 from posttrain.core.errors import SettingsError, UserError
+from posttrain.train.record import Record
+from posttrain.train.session import set_determinism
 
 KEYS = ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "trained_tokens", "tokens_per_second",
         "seconds"]
@@ -266,3 +269,23 @@ def test_a_model_that_cannot_be_written_is_not_lost(train, tmp_path, monkeypatch
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["6"]
     again = posttrain.sft(output_dir=folder, resume=True)
     assert weights(again) == weights(whole) and again.status["status"] == "finished"
+
+
+def test_a_line_separator_in_a_reason_does_not_stop_a_resume(tmp_path):
+    record = Record(tmp_path)
+    record.rejected([{"file": "a\u2028b.jsonl", "line": 3}], step=1)
+    record.rejected([{"file": "c", "line": 4}], step=2)
+    with (tmp_path / "rejected.jsonl").open("a") as file:
+        file.write('{"half')
+    record.rewind(1)
+    kept = json.loads((tmp_path / "rejected.jsonl").read_text("utf-8"))
+    assert kept == {"file": "a\u2028b.jsonl", "line": 3, "step": 1}
+
+
+def test_deterministic_tells_cublas_in_time(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    set_determinism(make_settings({}))
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    set_determinism(make_settings({"deterministic": True}))
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    set_determinism(make_settings({}))
