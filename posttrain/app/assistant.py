@@ -7,7 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from posttrain.app.arguments import Command
 from posttrain.core.config import Settings, read_config
+from posttrain.core.errors import UserError
 
 
 class Assistant:
@@ -45,6 +47,16 @@ class Assistant:
 
         opening = [{"role": "system", "content": system}] if system else []
         return ask(self.model, self.renderer, [opening + c for c in conversations], **how)
+
+
+def how_to_answer(command: Command) -> dict[str, Any]:
+    """What a command says of sampling, for `Assistant.answers`; a key that would change nothing is a UserError."""
+    how = {name: command.options[name] for name in ("max_new_tokens", "temperature", "top_p")}
+    idle = ["top_p"] * (how["top_p"] != 1) + ["seed"] * ("seed" in command.given)
+    if how["temperature"] == 0 and idle:
+        raise UserError(f"{' and '.join(idle)} changes nothing at temperature 0", where="command line",
+                        fix="set --temperature above 0 to sample, or drop " + " and ".join(f"--{k}" for k in idle))
+    return how | {"seed": command.settings.seed}
 
 
 def load(name: str | Path, settings: Settings | None = None) -> Assistant:

@@ -19,13 +19,12 @@ def main(command) -> int:
     options = command.options
     if options["json"] and options["prompt"] is None:
         raise UserError("--json needs one question", where="--json", fix="add --prompt TEXT")
-    from posttrain.app.assistant import load
+    from posttrain.app.assistant import how_to_answer, load
 
+    how = how_to_answer(command)
     console = make_console(to_stderr=options["json"] or options["prompt"] is not None)
     with console.status(f"loading {command.words[0]} …") if console.is_terminal else nullcontext():
         assistant = load(command.words[0], command.settings)
-    how = {name: options[name] for name in ("max_new_tokens", "temperature", "top_p")}
-    how["seed"] = command.settings.seed
     if options["prompt"] is None:
         return talk(assistant, console, options["system"], how)
     messages = _opening(options["system"]) + [{"role": "user", "content": options["prompt"]}]
@@ -58,6 +57,9 @@ def talk(assistant, console: Console, system: str | None, how: dict) -> int:
         except KeyboardInterrupt:
             console.print("\n(/exit or Ctrl-D leaves)", style="dim")
             continue
+        except UnicodeDecodeError as e:
+            raise UserError("the input is not UTF-8 text", where="standard input", found=str(e),
+                            fix="convert it to UTF-8") from None
         if not line:
             continue
         if line.startswith("/"):
@@ -66,8 +68,13 @@ def talk(assistant, console: Console, system: str | None, how: dict) -> int:
                 break
             messages = _obey(word, rest.strip(), messages, console)
             continue
-        messages = messages + [{"role": "user", "content": line}]
-        messages = _reply(assistant, messages, console, how, "\nassistant> " if interactive else "")
+        asked = messages + [{"role": "user", "content": line}]
+        try:
+            messages = _reply(assistant, asked, console, how, "\nassistant> " if interactive else "")
+        except UserError as e:  # what the template cannot render: the conversation goes on without it
+            if not interactive:
+                raise
+            console.print(str(e), markup=False)
     return 0
 
 
@@ -84,6 +91,8 @@ def _reply(assistant, messages: list[dict], console: Console, how: dict, label: 
         answer = assistant.answer(messages, on_text=write, **how)
     except KeyboardInterrupt:
         console.print("\n(interrupted)", style="dim")
+        if not said:  # a question without an answer is no turn
+            return messages[:-1]
         return messages + [{"role": "assistant", "content": "".join(said)}]
     _write("\n")
     if not answer.stopped:

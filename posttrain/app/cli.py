@@ -47,6 +47,17 @@ def main(argv: list[str] | None = None) -> int:
             raise
         message, fix = OUTSIDE[e.errno]
         return _say(UserError(message, where=str(e.filename or ""), fix=fix), debug)
+    except (MemoryError, RuntimeError) as e:
+        if not _is_memory(e):
+            raise
+        return _say(UserError("the memory ran out", found=str(e).split("\n")[0][:200],
+                              fix="lower pack_tokens or max_length, set gradient_checkpointing: true or method: lora, "
+                                  "or take a smaller model"), debug)
+
+
+def _is_memory(e: BaseException) -> bool:
+    """Whether an error is Python's or torch's word for a full memory, of the GPU or of the machine."""
+    return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e)
 
 
 def _run(argv: list[str]) -> int:

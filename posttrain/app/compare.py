@@ -21,9 +21,12 @@ def main(command) -> int:
     if not options["questions"]:
         raise UserError("there are no questions to ask", where="--questions", expected="a .txt, .jsonl or .json file",
                         fix=f"posttrain compare {' '.join(command.words)} --questions questions.txt")
+    from posttrain.app.assistant import how_to_answer
+
+    how = how_to_answer(command)
     questions = read_prompts(options["questions"], options["limit"])
     console = make_console(to_stderr=options["json"])
-    columns = [answers_of(name, questions, command, console) for name in command.words]
+    columns = [answers_of(name, questions, command, console, how) for name in command.words]
     if options["json"]:
         print_json({"base": command.words[0], "tuned": command.words[1], "answers": [
             {"prompt": q[-1]["content"], "base": as_json(b), "tuned": as_json(t)}
@@ -37,15 +40,12 @@ def main(command) -> int:
     return 0
 
 
-def answers_of(name: str, questions: list[list[dict[str, Any]]], command, console) -> list[Any]:
+def answers_of(name: str, questions: list[list[dict[str, Any]]], command, console, how: dict) -> list[Any]:
     """All answers of one model; it is let go of before the next one is loaded."""
     from posttrain.app.assistant import load
 
     console.print(f"asking {name} …", style="dim", markup=False)
-    options = command.options
-    answers = load(name, command.settings).answers(
-        questions, system=options["system"], max_new_tokens=options["max_new_tokens"],
-        temperature=options["temperature"], top_p=options["top_p"], seed=command.settings.seed)
+    answers = load(name, command.settings).answers(questions, system=command.options["system"], **how)
     gc.collect()
     return answers
 
@@ -80,12 +80,16 @@ def read_prompts(file: str, limit: int | None = None) -> list[list[dict[str, Any
     if path.suffix == ".txt":
         if not path.is_file():
             raise UserError("the file of questions does not exist", where=file, fix="check the path")
-        found = [[{"role": "user", "content": line.strip()}] for line in path.read_text("utf-8-sig").splitlines()
-                 if line.strip()]
+        try:
+            lines = path.read_text("utf-8-sig").splitlines()
+        except UnicodeDecodeError as e:
+            raise UserError("the file of questions is not UTF-8 text", where=file, found=str(e),
+                            fix="convert it to UTF-8") from None
+        found = [[{"role": "user", "content": line.strip()}] for line in lines if line.strip()]
     else:
         from posttrain.data.read import open_source
 
-        source = open_source(file, hub_ok=False)
+        source = open_source(file)
         count = len(source) if limit is None else min(limit, len(source))
         found = [_prompt_of(source, i) for i in range(count)]
     if not found:
@@ -95,18 +99,17 @@ def read_prompts(file: str, limit: int | None = None) -> list[list[dict[str, Any
 
 def _prompt_of(source, i: int) -> list[dict[str, Any]]:
     """What row i asks: its messages before the last answer where the row has a known format, else its prompt column."""
+    from posttrain.data.messages import read_messages
+
     raw = source[i]
-    if messages := raw.values.get("messages"):
-        last = max((n for n, m in enumerate(messages) if m.get("role") == "user"), default=-1)
-        if last >= 0:
-            return messages[:last + 1]
     try:
         messages = source.row(i).messages
     except UserError:  # no known format, or no answer: a question alone is enough here
-        messages = []
-    answers = [n for n, m in enumerate(messages) if m["role"] == "assistant"]
-    if answers:
-        return messages[:answers[-1]]
+        messages = read_messages(raw.values["messages"], raw.origin) if raw.values.get("messages") else []
+    if messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if any(m["role"] == "user" for m in messages):
+        return messages
     for name in QUESTION_COLUMNS:
         value = raw.values.get(name)
         value = value[0] if isinstance(value, list) and value else value

@@ -189,7 +189,8 @@ def _load_hf(source: str, trust_remote_code: bool) -> Any:
         raise UserError("the tokenizer needs a package that is not installed", where=source,
                         found=str(e).strip().splitlines()[0], fix="pip install 'posttrain[sentencepiece]'") from None
     except (OSError, ValueError, KeyError) as e:
-        fix = "name a folder with a tokenizer with tokenizer, or a hub id that exists"
+        fix = "a file of it is damaged: copy or fetch the folder again" if folder.is_dir() else (
+            "no folder has this name; if it is a hub id, check its spelling and the network")
         if "trust_remote_code" in str(e):
             fix = "if you trust its code, set trust_remote_code=true"
         raise UserError("the tokenizer cannot be loaded", where=source, found=str(e).strip().splitlines()[0][:200],

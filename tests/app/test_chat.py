@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from dataclasses import dataclass, field
 
 import pytest
 
 from posttrain.app import assistant as assistant_module
 from posttrain.app.cli import main
+from posttrain.core.errors import UserError
 
 
 @dataclass
@@ -91,6 +93,45 @@ def test_an_answer_that_never_stops_says_so(parrot, monkeypatch, capsys):
                                                                 argv=("--max_new_tokens", "9"))
 
 
+def test_ctrl_c_before_the_first_word_takes_the_question_back(parrot, monkeypatch, capsys):
+    real = parrot.answer
+    monkeypatch.setattr(parrot, "answer", lambda messages, on_text, **how: real(messages, lambda text: None, **how))
+    talk(monkeypatch, capsys, "wait", "go on")
+    assert parrot.heard[1] == [{"role": "user", "content": "go on"}]
+
+
+def test_what_the_template_refuses_does_not_end_the_conversation(parrot, monkeypatch, capsys):
+    def refuse(messages, **how):
+        if messages[-1]["content"] == "bad":
+            raise UserError("the template refuses")
+        return real(messages, **how)
+
+    real = parrot.answer
+    monkeypatch.setattr(parrot, "answer", refuse)
+    monkeypatch.setattr("sys.stdin", io.StringIO("bad\n"))
+    assert main(["chat", "parrot"]) == 2  # a script is told by the exit code
+    monkeypatch.setattr("sys.stdin", io.StringIO("bad\ngood\n"))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: sys.stdin.readline().rstrip("\n") or "/exit")
+    capsys.readouterr()
+    assert main(["chat", "parrot"]) == 0
+    said = capsys.readouterr().out
+    assert "the template refuses" in said and "1:good" in said
+
+
+def test_input_that_is_no_text(parrot, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8"))
+    assert main(["chat", "parrot"]) == 2
+    assert "the input is not UTF-8 text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [["chat", "parrot", "--prompt", "hi"], ["compare", "a", "b", "--questions", "q.txt"]])
+def test_sampling_keys_that_would_change_nothing(parrot, capsys, verb):
+    assert main([*verb, "--top_p", "0.5", "--seed", "3"]) == 2
+    said = capsys.readouterr().err
+    assert "top_p and seed changes nothing at temperature 0" in said and "drop --top_p and --seed" in said
+
+
 def test_one_answer(parrot, capsys):
     assert main(["chat", "parrot", "--prompt", "hi", "--temperature", "0.5", "--seed", "7", "--system", "s"]) == 0
     said = capsys.readouterr()
@@ -130,10 +171,24 @@ def test_compare(parrot, tmp_path, capsys, name, text):
     assert "base: a" in out and "never stopped" in out and "b: 1 of 2 answers stopped" in out
 
 
+def test_questions_without_answers_in_parts(parrot, tmp_path, capsys):
+    row = {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}
+    file = questions(tmp_path, "parts.jsonl", json.dumps(row) + "\n")
+    assert main(["compare", "a", "b", "--questions", file, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["answers"][0]["prompt"] == "hi"
+    (tmp_path / "q.txt").write_bytes(b"caf\xe9\n")
+    assert main(["compare", "a", "b", "--questions", str(tmp_path / "q.txt")]) == 2
+    assert "the file of questions is not UTF-8 text" in capsys.readouterr().err
+
+
 def test_compare_says_what_is_wrong(parrot, tmp_path, capsys):
     for argv, part in (([], "there are no questions to ask"),
                        (["--questions", "absent.txt"], "the file of questions does not exist"),
                        (["--questions", questions(tmp_path, "e.txt", "\n")], "the file holds no questions"),
+                       (["--questions", questions(tmp_path, "m.jsonl", '{"messages": "hello"}\n')],
+                        "the list of messages"),
+                       (["--questions", questions(tmp_path, "n.jsonl", '{"messages": ["hi"]}\n')],
+                        "the messages are no list of messages"),
                        (["--questions", questions(tmp_path, "c.jsonl", '{"colour": "red"}\n')],
                         "a row holds no question")):
         assert main(["compare", "a", "b", *argv]) == 2

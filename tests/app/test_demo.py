@@ -10,6 +10,7 @@ import pytest
 
 from posttrain.app import demo
 from posttrain.app.cli import main
+from posttrain.app.sft import Interrupted
 from posttrain.builtin import builtin_model_path, held_out_path
 from posttrain.core.config import read_config
 
@@ -51,6 +52,14 @@ def test_every_part_is_shown_in_order(stand_in, capsys):
         assert part in out[at:], part
         at = out.index(part, at) + len(part)
     assert read_config("here/config.yaml")["seed"] == 7
+
+
+def test_ctrl_c_in_its_training_ends_it_like_any_run(stand_in, monkeypatch):
+    def stopped(*given, **how):
+        raise Interrupted(None, 130)
+
+    monkeypatch.setattr("posttrain.app.sft.run_sft", stopped)
+    assert main(["demo"]) == 130
 
 
 def test_the_settings_are_those_of_the_file(stand_in):

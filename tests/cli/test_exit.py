@@ -50,7 +50,18 @@ def test_the_disk_is_named(verb, capsys, number, parts):
     assert all(part in said for part in parts) and "Traceback" not in said
 
 
-def test_our_own_mistakes_are_not_dressed_up(verb):
-    verb(ZeroDivisionError())
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize("error", [
+    MemoryError(), type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 9 GiB"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")])
+def test_a_full_memory_names_the_keys(verb, capsys, error):
+    verb(error)
+    assert main(["env"]) == 2
+    said = capsys.readouterr().err
+    assert "the memory ran out" in said and "pack_tokens" in said and "gradient_checkpointing" in said
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError])
+def test_our_own_mistakes_are_not_dressed_up(verb, error):
+    verb(error())
+    with pytest.raises(error):
         main(["env"])
