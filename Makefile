@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := setup
-.PHONY: setup demo test test-slow test-peers test-gpu bench bench-peers lint clean help
+.PHONY: setup demo test test-slow test-gpu bench bench-peers lint clean help
 
 setup: $(STAMP) ## make .venv and install posttrain into it (once)
 	@echo "ready: $(BIN)/posttrain --help, or make demo"
@@ -33,9 +33,6 @@ test: $(STAMP) ## the default suite (minutes)
 
 test-slow: $(STAMP) ## the long tests
 	$(BIN)/python -m pytest -m slow
-
-test-peers: $(STAMP) ## tests against TRL and its templates, where it is installed
-	$(BIN)/python -m pytest -m peers
 
 test-gpu: $(STAMP) ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

@@ -37,10 +37,6 @@ class Pack:
     def lengths(self) -> list[int]:
         return [b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False)]
 
-    def sources_T(self) -> torch.Tensor:
-        """Index of the source of each token, [T] int64."""
-        return torch.repeat_interleave(torch.tensor(self.sources), torch.tensor(self.lengths))
-
     def to(self, device: torch.device | str) -> Pack:
         move = {k: v.to(device) for k, v in self.columns.items()}
         return Pack(self.ids_T.to(device), self.positions_T.to(device), self.targets_T.to(device),

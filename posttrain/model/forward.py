@@ -115,8 +115,7 @@ def token_logprobs(hidden_KD, head, targets_K, needs=frozenset({"logprobs"}), te
     if count <= chunk:
         return piece(hidden_KD, targets_K)
     size = aligned(-(-count // -(-count // chunk)), 16)  # equal pieces
-    parts = [checkpoint(piece, hidden_KD[i:i + size], targets_K[i:i + size], use_reentrant=False,
-                        preserve_rng_state=False)
+    parts = [checkpoint(piece, hidden_KD[i:i + size], targets_K[i:i + size], use_reentrant=False)
              for i in range(0, count, size)]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
@@ -136,12 +135,11 @@ class Forward:
 
     @property
     def device(self) -> torch.device:
-        return self.head.module.weight.device
+        return self.causal.device
 
     @property
     def align(self) -> int:
-        weight = self.head.module.weight
-        return ALIGN if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 else 1
+        return ALIGN if self.device.type == "cpu" and self.causal.dtype == torch.bfloat16 else 1
 
     def hidden(self, pack: Pack) -> torch.Tensor:
         """Last hidden states, [T' >= T, D], the first T the pack's; its layout stays set for recomputation."""
@@ -174,6 +172,8 @@ class Forward:
             if len(where) or torch.is_grad_enabled():
                 logits = self.causal(input_ids=pack.ids_T[None, a:b], use_cache=False).logits[0]
                 parts.append(target_stats(logits[where], pack.targets_T[a:b][where], needs, temperature))
+        if not parts:  # nothing trained, and no gradient wanted
+            return tuple(torch.zeros(0, device=self.device) for _ in needs)
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 

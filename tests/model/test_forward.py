@@ -47,6 +47,22 @@ def test_chunk_changes_nothing():
             assert torch.allclose(one, two, rtol=1e-12, atol=1e-14)
 
 
+def test_dropout_in_the_head_is_recomputed_as_it_was():
+    """LoRA on the head drops inputs; a chunk's backward must see the mask of its forward (finite difference)."""
+    causal = model()
+    head = Head(causal)
+    head.module = torch.nn.Sequential(torch.nn.Dropout(0.5), causal.lm_head)
+    hidden = torch.randn(12, 32, dtype=torch.float64).requires_grad_()
+    sums = []
+    for step in (0.0, 1e-6):
+        torch.manual_seed(5)
+        (logprobs,) = token_logprobs(hidden + step, head, torch.arange(12), chunk=4)
+        sums.append(logprobs.sum())
+    torch.manual_seed(99)
+    (grad,) = torch.autograd.grad(sums[0], hidden)
+    assert abs((sums[1] - sums[0]).item() / 1e-6 - grad.sum().item()) < 1e-3
+
+
 def test_temperature_divides_the_logits():
     causal = model()
     hidden = torch.randn(4, 32, dtype=torch.float64)
@@ -54,6 +70,18 @@ def test_temperature_divides_the_logits():
     (found,) = token_logprobs(hidden, Head(causal), targets, temperature=0.5)
     expected = (causal.lm_head(hidden) / 0.5).log_softmax(-1).gather(1, targets[:, None])[:, 0]
     assert torch.allclose(found, expected, atol=1e-12)
+
+
+def test_a_pack_that_trains_nothing():
+    causal = model()
+    forward, _ = prepare_forward(causal)
+    pack = _probe_packs(300, "cpu")[0]
+    pack.weights_T[:] = 0
+    with torch.no_grad():
+        assert not forward(pack).logprobs_T.any()
+        causal.set_attn_implementation("sdpa")
+        forward.flat = False
+        assert not forward(pack).logprobs_T.any()
 
 
 def test_logits_only_where_weights_are_not_zero():
