@@ -11,6 +11,7 @@ from ..core.errors import UserError
 from .adapters import add_lora, attach_adapter, grow_embeddings
 from .checkpoint import load_checkpoint, verify
 from .device import choose_device, choose_dtype
+from .halves import whole
 from .load import base_dtype, from_scratch, load_causal, table_of_positions
 from .resolve import ModelRef
 
@@ -122,8 +123,8 @@ def _from_checkpoint(ref: ModelRef, dtype: torch.dtype, device: torch.device) ->
     policy = build_policy(settings, under, vocab_size=state["vocab_size"], new_tokens=state["new_tokens"], special={})
     parameters = dict(policy.model.named_parameters())
     with torch.no_grad():
-        for name, tensor in files["weights"].items():
-            parameters[name].copy_(tensor)
+        for name in files["weights"]:
+            parameters[name].copy_(whole(files, name))
     lower(policy.model, dtype, kept_wide(policy.model))
     return Policy(policy.model.eval(), ref, dtype, device, policy.stored, [])
 

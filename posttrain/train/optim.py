@@ -7,9 +7,13 @@ from collections.abc import Iterable
 import torch
 from torch.optim.adamw import adamw
 
+from ..model.halves import join, split, whole
+
 # Elements updated at once: small enough to stay in a CPU's cache over all the steps of an update, and to bound the
 # float32 copies; large enough that calling costs nothing.
 PIECE = {"cpu": 1 << 21, "cuda": 1 << 25}
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class MasterAdamW:
@@ -122,41 +126,27 @@ class MasterAdamW:
                 self.named[i][1].grad = self._sums[i] = None
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """What a checkpoint holds, by file: the masters and, once an update was made, both moments."""
-        files = {"weights": {n: self.master(i) for i, (n, _) in enumerate(self.named)}}
+        """What a checkpoint holds, by file: the weights, the halves they lack, and, after an update, both moments."""
+        names = [n for n, _ in self.named]
+        files = {"weights": {n: p.data for n, p in self.named},
+                 "halves": {n: low for n, low in zip(names, self.low, strict=True) if low is not None}}
         if self.moments[0]:
-            first, second = self.moments
-            files["optimizer"] = {f"{kind}.{n}": t for kind, tensors in (("exp_avg", first), ("exp_avg_sq", second))
-                                  for (n, _), t in zip(self.named, tensors, strict=True)}
-        return files
+            files["optimizer"] = {f"{kind}.{n}": t for kind, tensors in zip(MOMENTS, self.moments, strict=True)
+                                  for n, t in zip(names, tensors, strict=True)}
+        return {name: tensors for name, tensors in files.items() if tensors}
 
     @torch.no_grad()
     def restore(self, files: dict[str, dict[str, torch.Tensor]], steps: int) -> None:
         """Take masters, moments and the count of updates from a checkpoint's tensors."""
         for i, (name, p) in enumerate(self.named):
+            wide = whole(files, name).to(p.device)
             if self.low[i] is None:
-                p.data.copy_(files["weights"][name])
+                p.data.copy_(wide)
             else:
-                split(files["weights"][name].to(p.device, copy=True).view(-1), p.data.view(-1), self.low[i].view(-1))
+                split(wide.reshape(-1).clone(), p.data.view(-1), self.low[i].view(-1))
         if saved := files.get("optimizer"):
-            self.moments = tuple([saved[f"{kind}.{n}"].to(p.device) for n, p in self.named]
-                                 for kind in ("exp_avg", "exp_avg_sq"))
+            self.moments = tuple([saved[f"{kind}.{n}"].to(p.device) for n, p in self.named] for kind in MOMENTS)
         self.steps = steps
-
-
-def split(wide: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> None:
-    """Write float32 `wide` [N] as bf16 `high` [N] (rounded, ties away from zero) and the int16 `low` [N] it lacks.
-
-    bits(wide) = bits(high) · 2^16 + low,   −2^15 <= low < 2^15;  `wide` itself is used up.
-    """
-    bits = wide.view(torch.int32)
-    low.copy_(bits)  # the lower half of the bits, read as a signed number
-    high.view(torch.int16).copy_(bits.add_(0x8000).bitwise_right_shift_(16))
-
-
-def join(high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-    """The float32 [N] that `split` wrote, bit for bit (finite values)."""
-    return torch.add(low.to(torch.int32), high.view(torch.int16).to(torch.int32), alpha=1 << 16).view(torch.float32)
 
 
 def _pieces(size: int, device: torch.device) -> list[tuple[int, int]]:
