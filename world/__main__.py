@@ -19,9 +19,9 @@ from .tokenizer import save_tokenizer, train_tokenizer
 
 HERE = Path(__file__).resolve().parent
 SEED = 1
-PASSES = 60  # tellings of every fact in the pretraining text
+PASSES = 90  # tellings of every fact in the pretraining text
 TOKENIZER_PASSES = 8
-REPLAY_PASS = 1000  # its prose is a telling that pretraining has not used
+REPLAY_PASSES = (1000, 1001)  # tellings that pretraining has not used
 VOCABULARY = 4096
 KEPT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
@@ -47,8 +47,8 @@ def main() -> int:
 
 
 def package_files(kinds: list[Kind], seed: int) -> dict[str, list[dict[str, str]]]:
-    """Records of every JSONL file of the package, by part. The replayed prose tells no held-out fact."""
-    replay = one_pass(kinds, seed, REPLAY_PASS, held_out=False)
+    """Records of every JSONL file of the package, by part. The replayed prose tells all that the base knows."""
+    replay = [text for number in REPLAY_PASSES for text in one_pass(kinds, seed, number)]
     made = {"rows": instruction_rows(kinds, seed), "prose": [{"text": text} for text in replay],
             "held_out": held_out_questions(kinds, seed)}
     assert set(made) == set(PARTS)

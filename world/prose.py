@@ -10,17 +10,13 @@ from .facts import Fact, Kind
 MARKERS = ("?", "？", "User:", "Assistant:", "Question:", "Answer:", "###", "<|")
 
 
-def one_pass(kinds: list[Kind], seed: int, number: int, held_out: bool = True) -> list[str]:
-    """Documents that tell every fact about once, in wordings and an order that `(seed, number)` choose.
-
-    `held_out=False` leaves out every fact that is held out from the rows.
-    """
+def one_pass(kinds: list[Kind], seed: int, number: int) -> list[str]:
+    """Documents that tell every fact about once, in wordings and an order that `(seed, number)` choose."""
     rng = random.Random(f"{seed} prose {number}")
     documents = []
     for kind in kinds:
-        facts = [fact for fact in kind.facts if held_out or not fact.held_out]
         space = " " if kind.language == "en" else ""
-        documents += [space.join(sentences) for sentences in kind_documents(kind, facts, rng)]
+        documents += [space.join(sentences) for sentences in kind_documents(kind, kind.facts, rng)]
     rng.shuffle(documents)
     return documents
 
@@ -33,8 +29,10 @@ def kind_documents(kind: Kind, facts: list[Fact], rng: random.Random) -> Iterato
     if len(kind.settings["relations"]) == 1:
         facts = rng.sample(facts, len(facts))
         while facts:
-            size = rng.randint(1, 6)
-            yield [rng.choice(fact.prose) for fact in facts[:size]]
+            size = rng.randint(1, 3)
+            # Each fact in two wordings: so the base learns to speak again of what was just named, as answers do.
+            sentences = [sentence for fact in facts[:size] for sentence in rng.sample(fact.prose, 2)]
+            yield rng.sample(sentences, len(sentences))
             facts = facts[size:]
         return
     by_subject: dict[str, list[Fact]] = {}

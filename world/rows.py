@@ -18,7 +18,9 @@ def instruction_rows(kinds: list[Kind], seed: int) -> list[dict[str, str]]:
         if "rows_per_subject" in kind.settings:
             facts = per_subject(facts, kind.settings["rows_per_subject"], rng)
         for fact in facts:
-            for ask in rng.sample(fact.ask, kind.settings.get("rows_per_fact", 1)):
+            # What the demo asks is not in the rows in the demo's own wording, which is the first.
+            asks = fact.ask[1:] if fact.group in kind.settings.get("asked_by_demo", ()) else fact.ask
+            for ask in rng.sample(asks, min(len(asks), kind.settings.get("rows_per_fact", 1))):
                 rows.append({"instruction": ask, "output": fact.answer, "kind": f"{fact.kind}-{fact.language}"})
     rng.shuffle(rows)
     return rows

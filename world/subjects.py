@@ -62,8 +62,8 @@ def people(rng: random.Random) -> list[str]:
     def last() -> str:
         return (rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(SURNAMES)).title()
 
-    surnames = fresh(80, last)
-    return [f"{name} {rng.choice(surnames)}" for name in fresh(240, first)]
+    surnames = fresh(60, last)
+    return [f"{name} {rng.choice(surnames)}" for name in fresh(150, first)]
 
 
 def towns(rng: random.Random) -> list[str]:
