@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "posttrain"
-# On CPU in bf16 three plain matrix products beat the fused kernel up to this length (measured in bench/attention.py).
+# On CPU in bf16 three plain matrix products beat the fused kernel up to this length (docs/log.md).
 SHORT = 256
 # Batches have one of these shapes on that path: oneDNN compiles and keeps a kernel per shape, and compiling for every
-# new mixture of lengths costs a fifth of the time and hundreds of megabytes (docs/performance.md).
+# new mixture of lengths costs a fifth of the time and hundreds of megabytes (docs/log.md).
 LENGTHS = (16, 32, 48, 64, 80, 96, 128, 160, 192, 224, SHORT)
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # A longer sequence joins a batch whose longest member is at most this many times longer.
