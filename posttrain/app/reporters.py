@@ -65,14 +65,14 @@ class _Tracker:
     """wandb, and trackio, which has the same calls."""
 
     def __init__(self, library, settings: Settings, folder: Path):
-        self.library = library
+        self.module = library
         library.init(project="posttrain", name=folder.name, config=settings.model_dump(by_alias=True))
 
     def log(self, line: dict[str, Any]) -> None:
-        self.library.log({k: v for k, v in line.items() if k != "step"}, step=line["step"])
+        self.module.log({k: v for k, v in line.items() if k != "step"}, step=line["step"])
 
     def close(self) -> None:
-        self.library.finish()
+        self.module.finish()
 
 
 _OPEN = {"tensorboard": _Tensorboard, "wandb": _Tracker, "trackio": _Tracker}
