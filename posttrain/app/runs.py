@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from posttrain.model.resolve import list_checkpoints
+
 RUNS = Path("runs")
 
 
@@ -23,9 +25,7 @@ def fresh_run(prefix: str) -> Path:
 
 def checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first (a folder still being written has another name)."""
-    folder = run / "checkpoints"
-    found = [p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()] if folder.is_dir() else []
-    return sorted(found, key=lambda p: int(p.name))
+    return list_checkpoints(run / "checkpoints")
 
 
 def resumable() -> list[str]:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..core.errors import UserError
+from .resolve import list_checkpoints
 
 MANIFEST = "manifest.json"
 
@@ -47,12 +48,6 @@ def save_checkpoint(folder: Path, step: int, files: dict[str, dict[str, torch.Te
     for old in (*list_checkpoints(folder)[:-keep], *folder.glob(".*.partial")):  # and what a killed run left half
         shutil.rmtree(old)
     return final
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Folders that carry a step's number as their name, oldest first; not verified."""
-    found = [p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()] if folder.is_dir() else []
-    return sorted(found, key=lambda p: int(p.name))
 
 
 def verify(path: Path) -> str:

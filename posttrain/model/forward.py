@@ -41,8 +41,7 @@ class Head:
     def __init__(self, model):
         config = model.config.get_text_config()
         self.module = model.get_output_embeddings()
-        self.scale = 1.0 / getattr(config, "logits_scaling", None) if getattr(config, "logits_scaling", None) else 1.0
-        self.scale *= getattr(config, "logit_scale", None) or 1.0
+        self.scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         self.cap = getattr(config, "final_logit_softcapping", None)
 
     def __call__(self, hidden_KD: torch.Tensor) -> torch.Tensor:

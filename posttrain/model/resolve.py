@@ -102,12 +102,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     return read
 
 
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Folders that carry a step's number as their name, oldest first; not verified."""
+    found = [p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()] if folder.is_dir() else []
+    return sorted(found, key=lambda p: int(p.name))
+
+
 def _run(name: str, run: Path) -> ModelRef:
     if (run / "model" / "adapter_config.json").is_file() or (run / "model" / "config.json").is_file():
         ref = _folder(name, run / "model")
         return ModelRef(name, ref.base, ref.tokenizer, ref.adapter, ref.checkpoint, run)
-    kept = sorted((p for p in (run / "checkpoints").glob("*") if (p / "manifest.json").is_file()),
-                  key=lambda p: int(p.name) if p.name.isdigit() else -1)
+    kept = [p for p in list_checkpoints(run / "checkpoints") if (p / "manifest.json").is_file()]
     if not kept:
         raise UserError("this run has neither a finished model nor a checkpoint yet", where=str(run),
                         fix=f"go on with `posttrain sft --resume --output_dir {quote(str(run))}`")

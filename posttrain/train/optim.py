@@ -65,7 +65,7 @@ class MasterAdamW:
 
     def gradients(self) -> list[torch.Tensor | None]:
         """The gradient of each parameter, summed or as it came; None where the loss did not reach it."""
-        return [s if s is not None else p.grad for s, (_, p) in zip(self._sums, self.named, strict=True)]
+        return [self.gradient(i) for i in range(len(self.named))]
 
     def norm(self) -> torch.Tensor:
         """Euclidean norm of the whole gradient, float32 or wider, a scalar tensor."""
@@ -89,7 +89,7 @@ class MasterAdamW:
         batch: list[tuple[int, int, int]] = []  # (parameter, from, to): pieces of one call, alike in decay
         size, decays = 0, None
         for i, (_, p) in enumerate(self.named):
-            if self.gradients_of(i) is None:
+            if self.gradient(i) is None:
                 continue
             for a, b in _pieces(p.numel(), p.device):
                 if batch and (size + b - a > PIECE[p.device.type] or decays != (p.dim() >= 2)):
@@ -101,7 +101,7 @@ class MasterAdamW:
             self._apply(batch, rate, decays, scale)
         self.begin(1)
 
-    def gradients_of(self, i: int) -> torch.Tensor | None:
+    def gradient(self, i: int) -> torch.Tensor | None:
         """The gradient of parameter i, summed or as it came."""
         return self._sums[i] if self._sums[i] is not None else self.named[i][1].grad
 
@@ -109,10 +109,11 @@ class MasterAdamW:
         def flat(tensors, i, a, b):
             return tensors[i].view(-1)[a:b]
 
-        params = [p.data for _, p in self.named]
-        masters = [flat(params, *at) if self.low[at[0]] is None else join(flat(params, *at), flat(self.low, *at))
-                   for at in batch]
-        grads = [self.gradients_of(i).reshape(-1)[a:b].to(m.dtype) for (i, a, b), m in zip(batch, masters, strict=True)]
+        def part(i, a, b):
+            return self.named[i][1].data.view(-1)[a:b]
+
+        masters = [part(*at) if self.low[at[0]] is None else join(part(*at), flat(self.low, *at)) for at in batch]
+        grads = [self.gradient(i).reshape(-1)[a:b].to(m.dtype) for (i, a, b), m in zip(batch, masters, strict=True)]
         if scale != 1.0:
             grads = torch._foreach_mul(grads, scale)
         count = [torch.tensor(float(self.steps - 1), device=m.device) for m in masters]
@@ -121,8 +122,8 @@ class MasterAdamW:
               weight_decay=self.weight_decay if decays else 0.0, eps=self.eps, maximize=False)
         for (i, a, b), master in zip(batch, masters, strict=True):
             if self.low[i] is not None:
-                split(master, flat(params, i, a, b), flat(self.low, i, a, b))
-            if b == params[i].numel():  # its last piece: the gradient's memory is free for the next ones
+                split(master, part(i, a, b), flat(self.low, i, a, b))
+            if b == self.named[i][1].numel():  # its last piece: the gradient's memory is free for the next ones
                 self.named[i][1].grad = self._sums[i] = None
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
