@@ -18,8 +18,9 @@ import yaml
 
 from posttrain.app.runs import config_of, resumable
 from posttrain.app.verbs import EVERYWHERE, VERBS, Option, Verb
-from posttrain.core.config import PEER_KEYS, Settings, key_names, make_settings, read_config, unknown_key
+from posttrain.core.config import Settings, key_names, make_settings, read_config, unknown_key
 from posttrain.core.errors import SettingsError, UserError
+from posttrain.core.peer_keys import PEER_KEYS
 
 COMMAND_LINE = "command line"
 ANY_MODEL = "a run, a checkpoint, an adapter, a Hugging Face folder, a hub id"

@@ -26,7 +26,7 @@ def main(command: Command) -> int:
     """Base, rows, mask, training, answers, held-out table, next commands; with --json only the numbers on stdout."""
     from posttrain.app.assistant import load
     from posttrain.app.data import mask_of_first_row
-    from posttrain.app.sft import Interrupted, run_sft
+    from posttrain.app.launch import Interrupted, launch
     from posttrain.app.table import as_table, first_rows
 
     began = time.perf_counter()
@@ -51,7 +51,7 @@ def main(command: Command) -> int:
 
     heading(console, "training")
     try:
-        run = run_sft(settings, console, closing=False)
+        run = launch(settings, console, closing=False)
     except Interrupted as e:
         return e.code
 

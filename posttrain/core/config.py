@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from .errors import SettingsError, UserError
+from .peer_keys import PEER_KEYS
 
 BUILTIN = "builtin"
 PACK_TOKENS = 4096
@@ -168,43 +169,6 @@ class Settings(BaseModel):
     def _is_set(self, name: str) -> bool:
         """Whether a key has another value than its default; a run's config.yaml names every key."""
         return getattr(self, name) != type(self).model_fields[name].default
-
-
-# What the keys of other tools become here.
-PEER_KEYS = {
-    "per_device_train_batch_size": "per_device_train_batch_size × gradient_accumulation_steps: use batch_size",
-    "gradient_accumulation_steps": "per_device_train_batch_size × gradient_accumulation_steps: use batch_size",
-    "micro_batch_size": "micro_batch_size × gradient_accumulation_steps: use batch_size; pack_tokens bounds memory",
-    "per_device_eval_batch_size": "validation is packed like training: use pack_tokens",
-    "global_batch_size": "use batch_size",
-    "num_epochs": "use num_train_epochs", "epochs": "use num_train_epochs",
-    "lr": "use learning_rate",
-    "lr_scheduler": "use lr_scheduler_type",
-    "max_seq_length": "use max_length", "max_seq_len": "use max_length", "cutoff_len": "use max_length",
-    "sequence_len": "use max_length",
-    "model_name_or_path": "use model", "base_model": "use model", "model_name": "use model",
-    "dataset": "use data", "datasets": "use data", "dataset_name": "use data", "train_file": "use data",
-    "train_dataset": "use data", "dataset_path": "use data", "data_path": "use data",
-    "eval_dataset": "use eval_data", "validation_file": "use eval_data", "val_size": "use eval_split",
-    "val_set_size": "use eval_split",
-    "template": "use chat_template",
-    "finetuning_type": "use method", "adapter": "use method", "use_peft": "use method: lora",
-    "train_type": "use method", "tuner_type": "use method",
-    "lora_rank": "use lora_r", "lora_target": "use lora_target_modules", "target_modules": "use lora_target_modules",
-    "packing": "rows are always packed and never mixed; drop it", "sample_packing": "rows are always packed; drop it",
-    "padding_free": "there is never padding; drop it",
-    "train_on_inputs": "use train_on: all_tokens", "train_on_prompt": "use train_on: all_tokens",
-    "assistant_only_loss": "only answers are trained; train_on: all_tokens trains everything",
-    "completion_only_loss": "only answers are trained; train_on: all_tokens trains everything",
-    "mask_history": "use train_on: last",
-    "bf16": "use dtype: bfloat16", "fp16": "use dtype: bfloat16", "torch_dtype": "use dtype",
-    "resume_from_checkpoint": "use resume with output_dir",
-    "logging_dir": "metrics.jsonl lies in the run folder; use report_to: tensorboard for its files",
-    "run_name": "use output_dir", "truncation_strategy": "use overlong",
-    "optim": "the optimizer is AdamW; drop it", "optimizer": "the optimizer is AdamW; drop it",
-    "adam_eps": "use adam_epsilon", "gradient_clipping": "use max_grad_norm",
-    "evaluation_strategy": "use eval_steps", "eval_strategy": "use eval_steps", "save_strategy": "use save_steps",
-}
 
 
 def key_names() -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from posttrain.app import demo
 from posttrain.app.cli import main
-from posttrain.app.sft import Interrupted
+from posttrain.app.launch import Interrupted
 from posttrain.builtin import builtin_model_path, held_out_path
 from posttrain.core.config import read_config
 
@@ -58,7 +58,7 @@ def test_ctrl_c_in_its_training_ends_it_like_any_run(stand_in, monkeypatch):
     def stopped(*given, **how):
         raise Interrupted(None, 130)
 
-    monkeypatch.setattr("posttrain.app.sft.run_sft", stopped)
+    monkeypatch.setattr("posttrain.app.launch.launch", stopped)
     assert main(["demo"]) == 130
 
 

@@ -91,7 +91,7 @@ def test_ctrl_c_before_the_first_update_leaves_nothing(sft, tmp_path, capsys, mo
     def interrupted(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("posttrain.app.sft._open", interrupted)
+    monkeypatch.setattr("posttrain.app.launch._open", interrupted)
     assert sft() == 130 and not (tmp_path / "run").exists()
     assert capsys.readouterr().err == "\ninterrupted\n"
 
