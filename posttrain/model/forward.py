@@ -54,24 +54,33 @@ class Head:
 
 
 class _TargetLogprob(torch.autograd.Function):
-    """logprob_k = z_k[y_k] − logsumexp(z_k), keeping the logits in their own type and nothing else of their size.
+    """logprob_k = z_k[y_k] − logsumexp(z_k), z = logits / temperature; keeps the logits in their own type, no more.
 
-    d logprob_k / d z_k = onehot(y_k) − softmax(z_k)
+    d logprob_k / d logits_k = (onehot(y_k) − softmax(z_k)) / temperature
     """
 
     @staticmethod
-    def forward(ctx, logits_KV, targets_K):
-        wide = logits_KV.to(torch.promote_types(logits_KV.dtype, torch.float32))
+    def forward(ctx, logits_KV, targets_K, temperature):
+        wide = _wide(logits_KV, temperature)
         norm_K = wide.logsumexp(-1)
         ctx.save_for_backward(logits_KV, targets_K, norm_K)
+        ctx.temperature = temperature
         return wide.gather(1, targets_K[:, None])[:, 0] - norm_K
 
     @staticmethod
     def backward(ctx, grad_K):
         logits_KV, targets_K, norm_K = ctx.saved_tensors
-        wide = logits_KV.to(norm_K.dtype, copy=True).sub_(norm_K[:, None]).exp_().mul_(-grad_K[:, None])
+        grad_K = grad_K / ctx.temperature
+        wide = _wide(logits_KV, ctx.temperature)
+        wide = wide.sub_(norm_K[:, None]) if wide is not logits_KV else wide - norm_K[:, None]
+        wide = wide.exp_().mul_(-grad_K[:, None])
         wide.scatter_add_(1, targets_K[:, None], grad_K[:, None])
-        return wide.to(logits_KV.dtype), None
+        return wide.to(logits_KV.dtype), None, None
+
+
+def _wide(logits_KV, temperature):
+    wide = logits_KV.to(torch.promote_types(logits_KV.dtype, torch.float32))
+    return wide if temperature == 1.0 else wide / temperature
 
 
 def target_stats(logits_KV, targets_K, needs, temperature=1.0):
@@ -79,21 +88,16 @@ def target_stats(logits_KV, targets_K, needs, temperature=1.0):
 
     logits_KV [K, V], targets_K [K] -> tuple of [K] in the order logprobs, entropy, mean_logprob, those in `needs`.
         logprob_k = z_k[y_k] - logsumexp(z_k),   entropy_k = -Σ_v p_v log p_v,   mean_k = mean_v log p_v
-    Computed in float32 (float64 logits stay float64).
+    Computed in float32 (float64 logits stay float64). What else is asked for never changes a bit of the log-probs, so
+    that a policy's ratio to itself is 1 (test_forward.py::test_other_statistics_leave_the_logprobs_as_they_are).
     """
-    if needs == {"logprobs"}:
-        return (_TargetLogprob.apply(logits_KV if temperature == 1.0 else logits_KV / temperature, targets_K),)
-    wide = logits_KV.to(torch.promote_types(logits_KV.dtype, torch.float32))
-    if temperature != 1.0:
-        wide = wide / temperature
-    log_p = F.log_softmax(wide, dim=-1)
-    found = []
-    if "logprobs" in needs:
-        found.append(log_p.gather(1, targets_K[:, None])[:, 0])
-    if "entropy" in needs:
-        found.append(-(log_p.exp() * log_p).sum(-1))
-    if "mean_logprob" in needs:
-        found.append(log_p.mean(-1))
+    found = [_TargetLogprob.apply(logits_KV, targets_K, temperature)] if "logprobs" in needs else []
+    if needs & {"entropy", "mean_logprob"}:
+        log_p = F.log_softmax(_wide(logits_KV, temperature), dim=-1)
+        if "entropy" in needs:
+            found.append(-(log_p.exp() * log_p).sum(-1))
+        if "mean_logprob" in needs:
+            found.append(log_p.mean(-1))
     return tuple(found)
 
 

@@ -1,10 +1,11 @@
 """Log-probs of the targets, in chunks, against full logits in float64."""
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from posttrain.core.pack import Pack
-from posttrain.model.forward import Head, token_logprobs
+from posttrain.model.forward import Head, target_stats, token_logprobs
 from posttrain.model.probe import _probe_packs, prepare_forward
 
 
@@ -70,6 +71,28 @@ def test_temperature_divides_the_logits():
     (found,) = token_logprobs(hidden, Head(causal), targets, temperature=0.5)
     expected = (causal.lm_head(hidden) / 0.5).log_softmax(-1).gather(1, targets[:, None])[:, 0]
     assert torch.allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_other_statistics_leave_the_logprobs_as_they_are(dtype):
+    logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
+    targets = torch.arange(50)
+    for temperature in (1.0, 0.7):
+        (alone,) = target_stats(logits, targets, {"logprobs"}, temperature)
+        with_others = target_stats(logits, targets, {"logprobs", "entropy", "mean_logprob"}, temperature)
+        assert torch.equal(alone, with_others[0]) and len(with_others) == 3
+
+
+def test_the_gradient_at_a_temperature():
+    logits = torch.randn(6, 30, dtype=torch.float64, requires_grad=True)
+    before = logits.detach().clone()
+    targets, weights = torch.arange(6), torch.linspace(-1, 1, 6, dtype=torch.float64)
+    for temperature in (1.0, 0.6):
+        (found,) = target_stats(logits, targets, {"logprobs"}, temperature)
+        (grad,) = torch.autograd.grad((found * weights).sum(), logits)
+        plain = (logits / temperature).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        (expected,) = torch.autograd.grad((plain * weights).sum(), logits)
+        assert torch.allclose(grad, expected, atol=1e-14) and torch.equal(logits, before)
 
 
 def test_a_pack_that_trains_nothing():

@@ -6,7 +6,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from posttrain.core.errors import UserError
+from posttrain.core.pack import make_pack
+from posttrain.core.sequence import Sequence
 from posttrain.model.draw import draw, uniform
+from posttrain.model.probe import prepare_forward
 from posttrain.model.sample import generate, one_by_one_reason
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -100,6 +103,29 @@ def test_logprobs_are_those_of_a_forward_at_that_temperature(temperature):
             logits = model(input_ids=torch.tensor([prompt + result.ids])).logits[0].float() / temperature
         expected = logits.log_softmax(-1)[len(prompt) - 1:-1].gather(-1, torch.tensor(result.ids)[:, None])[:, 0]
         assert result.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["plain", "adapter"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
+def test_logprobs_are_those_of_the_training_forward(temperature, lora):
+    """The flat forward that trains gives the sampler's log-probs to 1e-4, in groups, refilled slots and any company."""
+    from peft import LoraConfig, get_peft_model
+    model = tiny("qwen3")
+    if lora:
+        model = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM",
+                                                 init_lora_weights=False))
+    forward, how = prepare_forward(model)
+    assert how.startswith("packed")
+    group = [p for p in prompts(7) for _ in range(3)]
+    for slots in (64, 4):
+        made = generate(model, group, max_new_tokens=12, stop_ids=STOPS, temperature=temperature, seed=1,
+                        batch_size=slots)
+        laid = [Sequence(np.array(p + g.ids, np.int32), np.array([0.0] * len(p) + [1.0] * len(g.ids), np.float32),
+                         np.zeros(len(p) + len(g.ids), np.uint8), "row:1") for p, g in zip(group, made, strict=True)]
+        pack = make_pack(laid)
+        with torch.no_grad():
+            found = forward(pack, {"logprobs"}, temperature or 1.0).logprobs_T[pack.weights_T > 0]
+        assert found.tolist() == pytest.approx([x for g in made for x in g.logprobs], abs=1e-4)
 
 
 def test_equal_prompts_are_read_once_and_sampled_apart():
