@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 ORDER = ("core", "builtin", "data", "model", "train", "eval", "app")  # a folder imports itself and those before it
 SOURCES = sorted((ROOT / "posttrain").rglob("*.py"))
 CODE = sorted(p for top in ("posttrain", "tests", "bench", "world") for p in (ROOT / top).rglob("*.py"))
-TEXTS = [*CODE, *(p for p in ROOT.glob("*") if p.suffix in (".md", ".toml", "") and p.is_file()),
+TEXTS = [*CODE, *(p for p in ROOT.glob("*") if p.suffix in (".md", ".toml", "") and p.is_file() and p.name != ".git"),
          *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.yaml"), ROOT / ".ci" / "run"]
 NO_TORCH = [*(ROOT / "posttrain" / "data").rglob("*.py"),
             *(ROOT / "posttrain" / "core" / f"{name}.py" for name in ("config", "errors", "sequence")),
