@@ -1,0 +1,56 @@
+"""What `--reward` names: a checker, a function in a Python file, or a reward model. Made here and passed down."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+from pathlib import Path
+
+from posttrain.core.errors import UserError
+from posttrain.eval.checkers import NAMED, Score, named_checker
+
+FORMS = "fn.py:score, " + ", ".join(NAMED) + ", or a reward model"
+
+
+def reward_function(spec: str | None) -> Score | None:
+    """The function behind `reward`, or None where it names a model: a run, a folder or a hub id."""
+    if spec is None:
+        raise UserError("nothing says what a good answer is", where="reward", expected=FORMS,
+                        fix="set reward, for example --reward exact or --reward my_reward.py:score")
+    if (checker := named_checker(spec)) is not None:
+        return checker
+    file, colon, name = spec.rpartition(":")
+    if file.endswith(".py") or (not colon and spec.endswith(".py")):
+        return load_function(Path(file if colon else spec), name if colon else "score")
+    if not Path(spec).exists() and "/" not in spec and (
+            near := difflib.get_close_matches(spec.partition(":")[0], [n.partition(":")[0] for n in NAMED], n=1)):
+        raise UserError("there is no such reward", where="reward", found=spec, expected=FORMS,
+                        fix=f"did you mean {near[0]}?")
+    return None
+
+
+def load_function(path: Path, name: str) -> Score:
+    """The function `name` of a Python file, imported under a name of its own; its folder may hold what it imports."""
+    if not path.is_file():
+        raise UserError("the file of the reward function does not exist", where=f"reward: {path}:{name}",
+                        fix="name a Python file that defines score(prompts, answers, rows)")
+    spec = importlib.util.spec_from_file_location(f"posttrain_reward_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as e:  # a user's file: whatever it raises is told
+        if isinstance(e, KeyboardInterrupt):
+            raise
+        raise UserError("the file of the reward function cannot be imported", where=str(path),
+                        found=f"{type(e).__name__}: {e}", fix=f"mend it: python {path} shows the traceback") from e
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    function = getattr(module, name, None)
+    if not callable(function):
+        there = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise UserError("the file has no such reward function", where=str(path),
+                        found=", ".join(there) or "no function", expected=f"a function {name}(prompts, answers, rows)",
+                        fix=f"--reward {path}:{there[0]}" if there else "define it")
+    return function

@@ -1,0 +1,67 @@
+"""Asking a reward function, and trusting nothing that it returns."""
+
+from __future__ import annotations
+
+import math
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from ..core.errors import UserError
+
+TIMEOUT = 300.0  # seconds that one call may take: a judge's patience for a whole collection, not a person's
+Score = Callable[[list[str], list[str], list[dict[str, Any]]], list[float]]
+
+
+def ask_reward(score: Score, name: str, prompts: list[str], answers: list[str], rows: list[dict[str, Any]],
+               timeout: float = TIMEOUT) -> list[float]:
+    """score(prompts, answers, rows) -> one finite number per answer, or a UserError that says what went wrong.
+
+    It runs in a thread of its own, so that one that hangs is told after `timeout` seconds; each number is checked
+    (test_scoring.py holds every message).
+    """
+    done: dict[str, Any] = {}
+
+    def call() -> None:
+        try:
+            done["scores"] = score(list(prompts), list(answers), [dict(row) for row in rows])
+        except BaseException as e:  # whatever it is, it is told with its place
+            done["error"] = e
+
+    thread = threading.Thread(target=call, name="reward", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    where = f"reward: {name}"
+    if thread.is_alive():
+        raise UserError("the reward function does not return", where=where,
+                        found=f"no answer for {len(answers)} answers after {timeout:g} s",
+                        fix="give its own calls a time limit, or score fewer answers at once with a smaller batch_size")
+    if (error := done.get("error")) is not None:
+        if isinstance(error, UserError):
+            raise error
+        raise UserError("the reward function failed", where=where, found=_place(error),
+                        fix="call it by hand on this answer: " + repr(answers[0])[:200]) from error
+    return _checked(done["scores"], where, answers)
+
+
+def _place(error: BaseException) -> str:
+    """What an exception says and in which line of the user's file it arose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f", in {frames[-1].filename}:{frames[-1].lineno}" if len(frames) > 1 else ""
+    return f"{type(error).__name__}: {error}{at}"
+
+
+def _checked(scores: Any, where: str, answers: list[str]) -> list[float]:
+    scores = scores.tolist() if hasattr(scores, "tolist") else scores  # a tensor or an array
+    if not isinstance(scores, list | tuple):
+        raise UserError("the reward function returned no list", where=where, found=type(scores).__name__,
+                        expected=f"a list of {len(answers)} numbers")
+    if len(scores) != len(answers):
+        raise UserError("the reward function returned a wrong count of numbers", where=where, found=str(len(scores)),
+                        expected=f"{len(answers)}, one per answer")
+    for score, answer in zip(scores, answers, strict=True):
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise UserError("the reward function returned something that is no finite number", where=where,
+                            found=f"{score!r} for the answer {answer[:200]!r}", expected="a number")
+    return [float(s) for s in scores]
