@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from posttrain.app.resume import check_objective
 from posttrain.app.runs import config_of, resumable
 from posttrain.app.verbs import EVERYWHERE, VERBS, Option, Verb
 from posttrain.core.config import Settings, key_names, make_settings, read_config, unknown_key
@@ -73,8 +74,11 @@ def parse(argv: list[str]) -> Command:
     command.options = {o.name: o.default for o in (*verb.options, *EVERYWHERE)}
     words = _flags(command, rest, errors)
     _words(command, words, errors)
-    if verb.name == "sft":
+    if verb.trains:
         _resume(command, errors)
+        if wrong := check_objective(verb.name, command.values, command.where.get("objective", "")):
+            errors.append(wrong)
+        command.values["objective"] = verb.name
     try:
         command.settings = make_settings(command.values, command.where)
     except SettingsError as e:
@@ -164,7 +168,7 @@ def _unknown_flag(verb: Verb, name: str) -> UserError:
     if name in key_names():
         return UserError(f"`--{name}` changes nothing in `posttrain {verb.name}`", where=COMMAND_LINE,
                          fix=f"drop it; `posttrain {verb.name} --help` lists what it takes")
-    if name in PEER_KEYS or verb.name == "sft":
+    if name in PEER_KEYS or verb.trains:
         return unknown_key(name, COMMAND_LINE)
     names = [o.name for o in (*verb.options, *EVERYWHERE)] + list(verb.keys)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or [n for n in names if n.startswith(name)][:1]
@@ -225,7 +229,8 @@ def _resume(command: Command, errors: list[UserError]) -> None:
         known = resumable()
         errors.append(UserError("`resume` does not say which run", where=command.where["resume"],
                                 found="resumable here: " + (", ".join(known) or "none under runs/"),
-                                fix=f"posttrain sft --output_dir {known[0] if known else 'RUN'} --resume"))
+                                fix=f"posttrain {command.verb.name} --output_dir {known[0] if known else 'RUN'} "
+                                    "--resume"))
         return
     config = Path(folder) / "config.yaml"
     if not config.is_file():

@@ -80,10 +80,10 @@ def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
 
 def _open(settings, folder, ref, spec, loader, note, began):
     """The session: torch is imported here, while the loader's process works."""
-    from posttrain.train.objectives.sft import SFT
+    from posttrain.train.objectives import make_objective
     from posttrain.train.session import open_session
 
-    return open_session(settings, folder, ref, loader, spec, SFT(), note, began)
+    return open_session(settings, folder, ref, loader, spec, make_objective(settings), note, began)
 
 
 def settle(settings: Settings, folder: Path) -> tuple[Settings, list[tuple[str, Any, str]]]:
@@ -96,7 +96,7 @@ def settle(settings: Settings, folder: Path) -> tuple[Settings, list[tuple[str, 
 def run_folder(settings: Settings) -> Path:
     """The run's folder: a fresh name, or output_dir, which must not hold anything unless it is resumed."""
     if settings.output_dir is None:
-        return fresh_run("sft")
+        return fresh_run(settings.objective)
     folder = Path(settings.output_dir)
     if settings.resume:
         return folder
@@ -104,8 +104,8 @@ def run_folder(settings: Settings) -> Path:
         is_run = (folder / "config.yaml").is_file()
         raise UserError("the output folder is in use", where=str(folder),
                         found="a run" if is_run else "a file" if folder.is_file() else "other files",
-                        fix=f"go on with `posttrain sft --output_dir {quote(str(folder))} --resume`, or name another "
-                            "folder" if is_run else "name another folder")
+                        fix=f"go on with `posttrain {settings.objective} --output_dir {quote(str(folder))} --resume`, "
+                            "or name another folder" if is_run else "name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -201,7 +201,8 @@ def _train(session, console: Console, note: Callable[[str], None]) -> str:
         with progress:
             status = session.run()
     except KeyboardInterrupt:
-        note(f"stopped at once; go on with: posttrain sft --output_dir {quote(str(loop.record.folder))} --resume")
+        note(f"stopped at once; go on with: posttrain {settings.objective} --output_dir "
+             f"{quote(str(loop.record.folder))} --resume")
         raise
     finally:
         for number, handler in old.items():

@@ -36,7 +36,7 @@ def tell_data(session, note: Callable[[str], None], console: Console) -> None:
 def tell_how_to_go_on(session, name: str, folder: Path, note: Callable[[str], None]) -> int:
     note(f"stopped by {name} after update {session.loop.state.step} of {session.loop.loader.total}; "
          f"checkpoint {folder / 'checkpoints' / str(session.loop.state.step)}")
-    note(f"go on with: posttrain sft --output_dir {quote(str(folder))} --resume")
+    note(f"go on with: posttrain {session.loop.settings.objective} --output_dir {quote(str(folder))} --resume")
     return 128 + signal.Signals[name]
 
 

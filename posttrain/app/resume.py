@@ -29,6 +29,17 @@ def resumed_values(values: dict[str, Any]) -> dict[str, Any]:
                     fix="drop resume to start a new run")
 
 
+def check_objective(verb: str, values: dict[str, Any], where: str) -> UserError | None:
+    """What is wrong where settings that another verb made come to this one; None if nothing is."""
+    made = values.get("objective", verb)
+    if made == verb:
+        return None
+    resumes = str(values.get("resume", False)).lower() == "true"
+    command = f"posttrain {made} --output_dir {values.get('output_dir')} --resume" if resumes else f"posttrain {made}"
+    return UserError(f"these settings are of `posttrain {made}`", where=where, found=f"objective: {made}",
+                     expected=f"objective: {verb}, or none", fix=f"use `{command}`")
+
+
 def check_same_run(settings: Settings, note: Callable[[str], None]) -> None:
     """Stop where a key was changed that makes another run; tell the changes that do not."""
     path = Path(settings.output_dir) / "config.yaml"

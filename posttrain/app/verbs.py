@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.core.config import Settings, key_names
+from posttrain.core.config import Settings, users_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,17 @@ class Verb:
     examples: tuple[str, ...] = ()
     about: str = ""
 
+    @property
+    def trains(self) -> bool:
+        """Whether it makes a run; its name then is the run's objective."""
+        return "resume" in self.keys
+
+
+def keys_of(objective: str) -> tuple[str, ...]:
+    """The keys that a run of this objective takes."""
+    return tuple(f.alias or name for name, f in Settings.model_fields.items()
+                 if name != "objective" and objective in users_of(name))
+
 
 def groups() -> dict[str, list[str]]:
     """Settings keys by their group, in the order of the class."""
@@ -51,8 +62,8 @@ DEBUG = Option("debug", "bool", False, "show the traceback of an error (or set P
 HELP = Option("help", "bool", False, "show this text")
 EVERYWHERE = (DEBUG, HELP)
 
-RENDER_KEYS = ("model", "tokenizer", "chat_template", "trust_remote_code", "data", "columns", "max_length", "overlong",
-               "bad_rows", "max_lost", "train_on", "enable_thinking", "template_date")
+RENDER_KEYS = ("objective", "model", "tokenizer", "chat_template", "trust_remote_code", "data", "columns",
+               "max_length", "overlong", "bad_rows", "max_lost", "train_on", "enable_thinking", "template_date")
 SPEAK_KEYS = ("chat_template", "trust_remote_code", "dtype", "device", "threads", "enable_thinking", "template_date",
               "seed")
 SPEAK = (
@@ -65,8 +76,8 @@ SPEAK = (
 VERBS = {verb.name: verb for verb in (
     Verb("demo", "from a base model to an assistant in about a minute, nothing to download", "posttrain.app.demo:main",
          keys=("output_dir", "seed", "threads", "device", "dtype"), options=(JSON,), examples=("posttrain demo",)),
-    Verb("sft", "supervised fine-tuning: rows in, an assistant out", "posttrain.app.sft:main", takes_config=True,
-         keys=tuple(key_names()), options=(JSON,),
+    Verb("sft", "supervised fine-tuning: rows in, an assistant out", "posttrain.app.train:main", takes_config=True,
+         keys=keys_of("sft"), options=(JSON,),
          examples=("posttrain sft --model Qwen/Qwen3-0.6B-Base --data my_rows.json",
                    "posttrain sft recipe.yaml --learning_rate 1e-4 --data a.jsonl --data b.jsonl@0.2",
                    "posttrain sft --output_dir runs/sft-1 --resume")),

@@ -19,9 +19,10 @@ BUILTIN = "builtin"
 PACK_TOKENS = 4096
 
 
-def key(group: str, default: Any, doc: str, **bounds: Any) -> Any:
-    """One setting: its group in `--help`, default, one-line meaning, and pydantic bounds (ge, gt, le, lt)."""
-    return Field(default, description=doc, json_schema_extra={"group": group}, **bounds)
+def key(group: str, default: Any, doc: str, only: tuple[str, ...] = (), **bounds: Any) -> Any:
+    """One setting: its group in `--help`, default, one-line meaning, the objectives that alone use it (none named:
+    every one), and pydantic bounds (ge, gt, le, lt)."""
+    return Field(default, description=doc, json_schema_extra={"group": group, "only": list(only)}, **bounds)
 
 
 class Settings(BaseModel):
@@ -29,6 +30,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=(), populate_by_name=True,
                               allow_inf_nan=False)
+
+    objective: Literal["sft"] = key("data", "sft", "which verb the rows are for")  # of a run the verb itself says it
 
     # -- model
     model: str = key("model", BUILTIN, "base model: folder, hub id, run, checkpoint or adapter; `builtin` is embedded")
@@ -156,6 +159,10 @@ class Settings(BaseModel):
 
     def _no_idle_key(self) -> None:
         """Nothing that a user set is ignored: a key that would change nothing beside another is an error."""
+        for name in type(self).model_fields:
+            if self._is_set(name) and self.objective not in (verbs := users_of(name)):
+                raise ValueError(f"{name} changes nothing in `posttrain {self.objective}`: drop it (it belongs to "
+                                 f"{', '.join(verbs)})")
         if self.method == "full" and (idle := [k for k in type(self).model_fields if k.startswith("lora_") and
                                                self._is_set(k)]):
             raise ValueError(f"{', '.join(idle)}: nothing to adapt under method: full; drop, or set method: lora")
@@ -176,6 +183,12 @@ def key_names() -> list[str]:
     return [f.alias or name for name, f in Settings.model_fields.items()]
 
 
+def users_of(name: str) -> tuple[str, ...]:
+    """The objectives that a field of Settings is for."""
+    every = get_args(Settings.model_fields["objective"].annotation)
+    return tuple((Settings.model_fields[name].json_schema_extra or {}).get("only") or every)
+
+
 def unknown_key(name: str, where: str) -> UserError:
     """The error for a key that does not exist: what a peer's key becomes, or the nearest name."""
     if hint := PEER_KEYS.get(name):
@@ -183,7 +196,7 @@ def unknown_key(name: str, where: str) -> UserError:
     near = difflib.get_close_matches(name, key_names(), n=1, cutoff=0.5) or [
         k for k in key_names() if k.startswith(name)][:1]
     return UserError(f"unknown key `{name}`", where=where,
-                     fix=f"did you mean `{near[0]}`?" if near else "see `posttrain sft --help` for every key")
+                     fix=f"did you mean `{near[0]}`?" if near else "see `posttrain VERB --help` for every key")
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -20,7 +20,8 @@ class Pack:
     """What one forward sees, shifted once: position t predicts `targets_T[t]`, which counts `weights_T[t]`.
 
     ids_T, positions_T, targets_T [T] int64; weights_T [T] float32 (0 at each sequence's last position);
-    bounds [S+1] ints: sequence s is ids_T[bounds[s]:bounds[s+1]]; origins, sources [S]; `columns` holds whatever an
+    bounds [S+1] ints: sequence s is ids_T[bounds[s]:bounds[s+1]]; origins, sources [S]; atoms [A+1] ints: atom a is
+    the sequences atoms[a] … atoms[a+1]-1; `columns` holds the sequences' facts ([S] float64) and whatever an
     objective's `collect` adds, aligned with tokens ([T]) or sequences ([S]).
     """
 
@@ -31,6 +32,7 @@ class Pack:
     bounds: list[int]
     origins: list[str]
     sources: list[int]
+    atoms: list[int]
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -40,13 +42,14 @@ class Pack:
     def to(self, device: torch.device | str) -> Pack:
         move = {k: v.to(device) for k, v in self.columns.items()}
         return Pack(self.ids_T.to(device), self.positions_T.to(device), self.targets_T.to(device),
-                    self.weights_T.to(device), self.bounds, self.origins, self.sources, move)
+                    self.weights_T.to(device), self.bounds, self.origins, self.sources, self.atoms, move)
 
 
-def make_pack(sequences: Many[Sequence]) -> Pack:
+def make_pack(sequences: Many[Sequence], atoms: Many[int] | None = None) -> Pack:
     """Lay sequences end to end: [L_1], …, [L_S] -> one Pack with T = sum of L.
 
-    The shift happens here and nowhere else: target t is token t+1 of the same sequence, weight t is that token's.
+    `atoms` says how many sequences each atom has, by default one. The shift happens here and nowhere else: target t is
+    token t+1 of the same sequence, weight t is that token's.
     """
     bounds = np.concatenate([[0], np.cumsum([len(s) for s in sequences])]).astype(int).tolist()
     ids = np.concatenate([s.ids for s in sequences]).astype(np.int64)
@@ -56,5 +59,7 @@ def make_pack(sequences: Many[Sequence]) -> Pack:
     targets[ends], shifted[ends] = ids[ends], 0.0
     positions = np.concatenate([np.arange(len(s), dtype=np.int64) for s in sequences])
     as_tensor = torch.from_numpy
+    starts = np.concatenate([[0], np.cumsum(atoms or [1] * len(sequences))]).astype(int).tolist()
+    facts = {name: torch.tensor([s.facts[name] for s in sequences], dtype=torch.float64) for name in sequences[0].facts}
     return Pack(as_tensor(ids), as_tensor(positions), as_tensor(targets), as_tensor(shifted), bounds,
-                [s.origin for s in sequences], [s.source for s in sequences])
+                [s.origin for s in sequences], [s.source for s in sequences], starts, facts)

@@ -19,6 +19,8 @@ PEER_KEYS = {
     "eval_dataset": "use eval_data", "validation_file": "use eval_data", "val_size": "use eval_split",
     "val_set_size": "use eval_split",
     "template": "use chat_template",
+    "stage": "the verb says it: posttrain sft, reward, dpo, …", "rl": "the verb says it: posttrain dpo, kto, …",
+    "rlhf_type": "the verb says it: posttrain dpo, kto, …",
     "finetuning_type": "use method", "adapter": "use method", "use_peft": "use method: lora",
     "train_type": "use method", "tuner_type": "use method",
     "lora_rank": "use lora_r", "lora_target": "use lora_target_modules", "target_modules": "use lora_target_modules",

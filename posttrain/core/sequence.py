@@ -32,7 +32,8 @@ class Row:
 class Sequence:
     """Token ids with a weight and a reason per token, each belonging to the token as a target.
 
-    ids [L] int32, weights [L] float32 (weights[0] is 0: nothing precedes it), reasons [L] uint8 into REASONS.
+    ids [L] int32, weights [L] float32 (weights[0] is 0: nothing precedes it), reasons [L] uint8 into REASONS; `facts`
+    are numbers that belong to the whole sequence, such as the rank of an answer.
     """
 
     ids: np.ndarray
@@ -40,6 +41,7 @@ class Sequence:
     reasons: np.ndarray
     origin: str
     source: int = 0
+    facts: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)

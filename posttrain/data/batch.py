@@ -24,6 +24,7 @@ class Outcome:
     dropped: str | None = None
     error: RowError | None = None
     notes: tuple[str, ...] = ()
+    together: bool = False
 
     @classmethod
     def of(cls, origin: str, made: Any) -> Outcome:
@@ -33,7 +34,12 @@ class Outcome:
         dropped = made.dropped or (None if any(s.trained for s in made.sequences) else NOTHING_TRAINED)
         if dropped:
             return cls(origin, rendered=made.rendered, dropped=dropped, notes=getattr(made, "notes", ()))
-        return cls(origin, made.sequences, made.rendered, made.cut, made.was_cut, notes=getattr(made, "notes", ()))
+        return cls(origin, made.sequences, made.rendered, made.cut, made.was_cut, notes=getattr(made, "notes", ()),
+                   together=getattr(made, "together", False))
+
+    def atoms(self) -> list[list[Sequence]]:
+        """Sequences that must share a pack: all of a row whose answers are compared, else each for itself."""
+        return [self.sequences] if self.together and self.sequences else [[s] for s in self.sequences]
 
     def count(self, ledger: Ledger) -> None:
         """Enter the row into a ledger."""
@@ -58,24 +64,32 @@ class Batch:
 
     `ledger` is what these rows add to the run's; `rejected` has one record (file, line, reason, found where known) per
     row dropped here for the first time: a row that comes again in a later pass is counted again, not listed again.
-    `sequences` is empty where every row was dropped.
+    `atoms` (sequences that must share a pack; of most rows each sequence is one) is empty where every row was dropped.
     """
 
     step: int
     epoch: float
     epoch_ends: bool
-    sequences: list[Sequence]
+    atoms: list[list[Sequence]]
     ledger: Ledger
     rejected: list[dict[str, Any]]
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [s for atom in self.atoms for s in atom]
 
 
 @dataclass(slots=True)
 class HeldRows:
-    """The rows of validation as sequences, with a ledger of their own that is no part of the run's."""
+    """The rows of validation as atoms of sequences, with a ledger of their own that is no part of the run's."""
 
-    sequences: list[Sequence]
+    atoms: list[list[Sequence]]
     ledger: Ledger
     rejected: list[dict[str, Any]]
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [s for atom in self.atoms for s in atom]
 
 
 @dataclass(slots=True)
@@ -88,10 +102,10 @@ class Opened:
     rows_per_epoch: int
 
 
-def settle(outcomes: list[Outcome]) -> tuple[list[Sequence], Ledger]:
-    """Sequences of all rows in their order, and the ledger that counts the rows: [rows] -> [sequences]."""
+def settle(outcomes: list[Outcome]) -> tuple[list[list[Sequence]], Ledger]:
+    """Atoms of all rows in their order, and the ledger that counts the rows: [rows] -> [atoms]."""
     ledger = Ledger()
     for outcome in outcomes:
         outcome.count(ledger)
     ledger.check()
-    return [s for o in outcomes for s in o.sequences], ledger
+    return [atom for o in outcomes for atom in o.atoms()], ledger

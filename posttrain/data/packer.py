@@ -9,16 +9,20 @@ from collections.abc import Sequence as Many
 from ..core.sequence import Sequence
 
 
-def pack_sequences(atoms: Many[Many[Sequence]], pack_tokens: int) -> list[list[Sequence]]:
-    """Sequences of each pack, no pack longer than `pack_tokens`, the sequences of an atom together.
+def pack_atoms(atoms: Many[Many[Sequence]], pack_tokens: int) -> list[list[Many[Sequence]]]:
+    """Atoms of each pack, no pack longer than `pack_tokens`.
 
     Best-fit decreasing (Johnson 1973: at most 11/9 of the fewest packs possible, plus 6/9) finds how many packs; the
     longest-first, emptiest-pack deal then evens them out where it fits. Deterministic; packs and their sequences keep
-    the order of `atoms`. Which pack a sequence lies in changes memory and speed, never the result.
+    the order of `atoms`. Which pack an atom lies in changes memory and speed, never the result.
     """
     sizes = [sum(len(s) for s in atom) for atom in atoms]
-    bins = assign(sizes, pack_tokens)
-    return [[s for i in members for s in atoms[i]] for members in bins]
+    return [[atoms[i] for i in members] for members in assign(sizes, pack_tokens)]
+
+
+def pack_sequences(atoms: Many[Many[Sequence]], pack_tokens: int) -> list[list[Sequence]]:
+    """Sequences of each pack, no pack longer than `pack_tokens`, the sequences of an atom together."""
+    return [[s for atom in pack for s in atom] for pack in pack_atoms(atoms, pack_tokens)]
 
 
 def assign(sizes: Many[int], room: int) -> list[list[int]]:

@@ -69,10 +69,10 @@ class Updates:
             self._renderer = make(max_length=settings.max_length)
         outcomes = self._render(rows)
         self._ready, self._next = deque(outcomes), 0
-        sequences, ledger = settle(outcomes)
+        atoms, ledger = settle(outcomes)
         lengths = sorted(o.rendered for o in outcomes if not o.error)
         notes = dict(Counter(note for o in outcomes for note in o.notes))
-        head = Head(ledger, lengths, thinking, why, next(iter(sequences), None), notes=notes)
+        head = Head(ledger, lengths, thinking, why, atoms[0][0] if atoms else None, notes=notes)
         for outcome in outcomes:
             if outcome.dropped:
                 head.first_lost.setdefault(outcome.dropped, outcome.origin)
@@ -91,9 +91,9 @@ class Updates:
         rest = places[len(outcomes):]
         for at in range(0, len(rest), CHUNK):
             outcomes += self._render([self._read(s, self.held[s].row(i)) for s, i, _ in rest[at:at + CHUNK]])
-        sequences, ledger = settle(outcomes)
+        atoms, ledger = settle(outcomes)
         rejected = [o.record() for o, (_, _, lap) in zip(outcomes, places, strict=True) if o.dropped and lap == 0]
-        return Batch(n + 1, self.order.epoch(n + 1), self.order.ends_epoch(n), sequences, ledger, rejected)
+        return Batch(n + 1, self.order.epoch(n + 1), self.order.ends_epoch(n), atoms, ledger, rejected)
 
     def held_rows(self) -> HeldRows:
         """Every row of eval_data, or those that eval_split held out, rendered once and in file order."""

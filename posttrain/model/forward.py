@@ -16,19 +16,23 @@ from .attention import Layout, set_layout
 CHUNK_BYTES = 128 << 20
 # On CPU in bf16 streams and target lists are filled up to a multiple of this: oneDNN compiles a kernel per size.
 ALIGN = 128
+STATS = ("logprobs", "entropy", "mean_logprob")
 
 
 @dataclass(slots=True)
 class Outputs:
-    """What a forward filled, aligned with the pack's tokens; positions of weight 0 hold 0.
+    """What a forward filled, aligned with the pack's tokens (positions of weight 0 hold 0) or sequences.
 
-    logprobs_T [T] nats, <= 0; entropy_T [T] nats; mean_logprob_T [T], the mean over the vocabulary (label smoothing).
+    logprobs_T [T] nats, <= 0; entropy_T [T] nats; mean_logprob_T [T], the mean over the vocabulary (label smoothing);
+    values_T [T], the value head's at the token that predicts; scores_S [S], the score head's at a sequence's last.
     float32, or float64 where the model computes in it.
     """
 
     logprobs_T: torch.Tensor | None = None
     entropy_T: torch.Tensor | None = None
     mean_logprob_T: torch.Tensor | None = None
+    values_T: torch.Tensor | None = None
+    scores_S: torch.Tensor | None = None
 
 
 class Head:
@@ -127,11 +131,12 @@ class Forward:
     """Runs packs through one causal model: `forward(pack, needs) -> Outputs`.
 
     `flat` runs a whole pack at once with packed attention; otherwise (models that failed the load probe) one sequence
-    at a time through the model's own forward and head. Both give the same numbers to rounding.
+    at a time through the model's own forward and head. Both give the same numbers to rounding. `heads` are scalar ones
+    (see `heads.HEAD_OF`), for needs that the model's own head does not fill.
     """
 
-    def __init__(self, model, *, flat: bool = True):
-        self.model, self.flat = model, flat
+    def __init__(self, model, *, flat: bool = True, heads=None):
+        self.model, self.flat, self.heads = model, flat, heads or {}
         self.causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder = self.causal.get_decoder()
         self.head = Head(self.causal)
@@ -154,30 +159,46 @@ class Forward:
 
     def __call__(self, pack: Pack, needs: Iterable[str] = ("logprobs",), temperature: float = 1.0) -> Outputs:
         needs = frozenset(needs)
+        stats, scalars = needs & set(STATS), needs - set(STATS)
         where = pack.weights_T.nonzero()[:, 0]
-        targets_K = pack.targets_T[where]
+        hidden_TD, columns = None, {}
         if self.flat:
-            fill = aligned(len(where), self.align) - len(where)  # repeats of a position, whose results are dropped
-            rows, targets = (torch.cat([x, x[:1].expand(fill)]) for x in (where, targets_K))
-            columns = token_logprobs(self.hidden(pack).index_select(0, rows), self.head, targets, needs, temperature)
-            columns = [c[:len(where)] for c in columns]
+            hidden_TD = self.hidden(pack)
+            if stats:
+                columns = self._stats(hidden_TD, where, pack.targets_T[where], stats, temperature)
         else:
-            columns = self._one_by_one(pack, needs, temperature)
-        names = [n for n in ("logprobs", "entropy", "mean_logprob") if n in needs]
+            if stats:
+                columns = self._one_by_one(pack, stats, temperature)
+            if scalars:
+                ids = [pack.ids_T[None, a:b] for a, b in zip(pack.bounds, pack.bounds[1:], strict=False)]
+                hidden_TD = torch.cat([self.decoder(input_ids=i, use_cache=False).last_hidden_state[0] for i in ids])
+        if "values" in scalars:
+            columns["values"] = self.heads["value"](hidden_TD.index_select(0, where))
         size = pack.ids_T.shape[0]
-        return Outputs(**{f"{name}_T": torch.zeros(size, dtype=c.dtype, device=c.device).index_put((where,), c)
-                          for name, c in zip(names, columns, strict=True)})
+        out = Outputs(**{f"{name}_T": torch.zeros(size, dtype=c.dtype, device=c.device).index_put((where,), c)
+                         for name, c in columns.items()})
+        if "scores" in scalars:
+            ends = torch.tensor(pack.bounds[1:], device=hidden_TD.device) - 1
+            out.scores_S = self.heads["score"](hidden_TD.index_select(0, ends))
+        return out
 
-    def _one_by_one(self, pack: Pack, needs, temperature):
+    def _stats(self, hidden_TD, where, targets_K, needs, temperature) -> dict[str, torch.Tensor]:
+        fill = aligned(len(where), self.align) - len(where)  # repeats of a position, whose results are dropped
+        rows, targets = (torch.cat([x, x[:1].expand(fill)]) for x in (where, targets_K))
+        columns = token_logprobs(hidden_TD.index_select(0, rows), self.head, targets, needs, temperature)
+        return {n: c[:len(where)] for n, c in zip([n for n in STATS if n in needs], columns, strict=True)}
+
+    def _one_by_one(self, pack: Pack, needs, temperature) -> dict[str, torch.Tensor]:
         parts = []
         for a, b in zip(pack.bounds, pack.bounds[1:], strict=False):
             where = pack.weights_T[a:b].nonzero()[:, 0]
             if len(where) or torch.is_grad_enabled():
                 logits = self.causal(input_ids=pack.ids_T[None, a:b], use_cache=False).logits[0]
                 parts.append(target_stats(logits[where], pack.targets_T[a:b][where], needs, temperature))
+        names = [n for n in STATS if n in needs]
         if not parts:  # nothing trained, and no gradient wanted
-            return tuple(torch.zeros(0, device=self.device) for _ in needs)
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+            return {name: torch.zeros(0, device=self.device) for name in names}
+        return {name: torch.cat(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)}
 
 
 def aligned(size: int, to: int) -> int:

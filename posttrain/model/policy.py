@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,13 +13,14 @@ from .adapters import add_lora, attach_adapter, grow_embeddings
 from .checkpoint import load_checkpoint, verify
 from .device import choose_device, choose_dtype
 from .halves import whole
+from .heads import PREFIX, read_heads
 from .load import base_dtype, from_scratch, load_causal, table_of_positions
 from .resolve import ModelRef
 
 
 @dataclass(slots=True)
 class Policy:
-    """A built model: its compute type and device, the type its base is stored in, and lines to be printed."""
+    """A built model: its compute type and device, the type its base is stored in, lines to be printed, scalar heads."""
 
     model: torch.nn.Module
     ref: ModelRef | None
@@ -26,6 +28,12 @@ class Policy:
     device: torch.device
     stored: torch.dtype
     notes: list[str]
+    heads: torch.nn.ModuleDict = field(default_factory=torch.nn.ModuleDict)
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Those of the model, then those of its heads."""
+        yield from self.model.named_parameters()
+        yield from self.heads.named_parameters(PREFIX.rstrip("."))
 
 
 def build_policy(settings: Settings, ref: ModelRef | None, *, vocab_size: int, new_tokens: list[int],
@@ -121,12 +129,14 @@ def _from_checkpoint(ref: ModelRef, dtype: torch.dtype, device: torch.device) ->
     settings = make_settings(values)
     under = ModelRef(ref.name, ref.base, ref.tokenizer, ref.adapter) if state["base"] else None
     policy = build_policy(settings, under, vocab_size=state["vocab_size"], new_tokens=state["new_tokens"], special={})
-    parameters = dict(policy.model.named_parameters())
+    width = policy.model.config.get_text_config().hidden_size
+    policy.heads = read_heads(files["weights"], width, str(ref.checkpoint)).to(device)
+    parameters = dict(policy.named_parameters())
     with torch.no_grad():
         for name in files["weights"]:
             parameters[name].copy_(whole(files, name))
     lower(policy.model, dtype, kept_wide(policy.model))
-    return Policy(policy.model.eval(), ref, dtype, device, policy.stored, [])
+    return Policy(policy.model.eval(), ref, dtype, device, policy.stored, [], policy.heads)
 
 
 def lower(model, dtype: torch.dtype, keep: tuple[str, ...] = ()) -> None:

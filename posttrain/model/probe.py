@@ -91,7 +91,8 @@ def _probe_packs(vocab: int, device) -> tuple[Pack, Pack]:
         shown[1] = (shown[1] + change) % vocab
         weights = torch.ones(len(ids))
         weights[torch.tensor(bounds[1:]) - 1] = 0
-        packs.append(Pack(shown, positions, ids.roll(-1), weights, bounds, ["probe"] * 3, [0] * 3).to(device))
+        pack = Pack(shown, positions, ids.roll(-1), weights, bounds, ["probe"] * 3, [0] * 3, [0, 1, 2, 3])
+        packs.append(pack.to(device))
     return packs[0], packs[1]
 
 

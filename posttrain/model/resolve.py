@@ -12,7 +12,7 @@ from shlex import quote
 from typing import Any
 
 from ..builtin import builtin_model_path
-from ..core.config import BUILTIN
+from ..core.config import BUILTIN, read_config
 from ..core.errors import UserError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
@@ -114,8 +114,9 @@ def _run(name: str, run: Path) -> ModelRef:
         return ModelRef(name, ref.base, ref.tokenizer, ref.adapter, ref.checkpoint, run)
     kept = [p for p in list_checkpoints(run / "checkpoints") if (p / "manifest.json").is_file()]
     if not kept:
+        verb = read_config(run / "config.yaml").get("objective", "sft")
         raise UserError("this run has neither a finished model nor a checkpoint yet", where=str(run),
-                        fix=f"go on with `posttrain sft --resume --output_dir {quote(str(run))}`")
+                        fix=f"go on with `posttrain {verb} --resume --output_dir {quote(str(run))}`")
     return _checkpoint(name, kept[-1], run)
 
 

@@ -9,17 +9,16 @@ from typing import Any
 
 from ..core.config import Settings
 from ..core.errors import UserError
-from ..core.pack import Pack, make_pack
+from ..core.pack import Pack
 from ..data.judge import check_lost
 from ..data.ledger import Ledger
 from ..data.loader import Loader
-from ..data.packer import pack_sequences
 from ..model.checkpoint import save_checkpoint
 from .objective import Models, Objective
 from .optim import MasterAdamW
 from .record import Record
 from .schedule import learning_rate, warmup_updates
-from .update import accumulate, check_finite, evaluate
+from .update import accumulate, check_finite, evaluate, lay_packs
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -77,8 +76,8 @@ class Loop:
             self.record.rejected(batch.rejected, batch.step)
             rate = learning_rate(batch.step, total, settings.learning_rate, settings.lr_scheduler_type, warmup)
             line = {"step": batch.step, "epoch": batch.epoch, "loss": None, "learning_rate": rate, "grad_norm": None}
-            if batch.sequences:
-                packs = [make_pack(p) for p in pack_sequences([[s] for s in batch.sequences], self.pack_tokens)]
+            if batch.atoms:
+                packs = lay_packs(batch.atoms, self.pack_tokens)
                 for update in self.objective.collect(packs, self.models):
                     line |= self.update(update, batch.step, rate)
             seconds = time.perf_counter() - began

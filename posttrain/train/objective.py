@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from ..core.config import Settings
 from ..core.pack import Pack
 from ..model.forward import Forward, Outputs
 
@@ -28,6 +29,11 @@ class Objective:
 
     rows: ClassVar[frozenset[str]]
     needs: ClassVar[frozenset[str]]
+
+    @classmethod
+    def of(cls, settings: Settings) -> Objective:
+        """The objective with the keys it uses; here: none."""
+        return cls()
 
     def size(self, pack: Pack) -> torch.Tensor:
         """Units this pack adds to the denominator, a scalar."""

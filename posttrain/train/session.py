@@ -16,14 +16,14 @@ import torch
 from .. import __version__
 from ..core.config import Settings
 from ..core.errors import UserError
-from ..core.pack import Pack, make_pack
+from ..core.pack import Pack
 from ..data.judge import Head
 from ..data.loader import Loader
-from ..data.packer import pack_sequences
 from ..model.adapters import count_parameters
 from ..model.checkpoint import latest_checkpoint, load_checkpoint, writing
 from ..model.device import choose_device, choose_dtype
 from ..model.export import export_model
+from ..model.heads import PREFIX, make_heads
 from ..model.policy import Policy, build_policy, kept_wide
 from ..model.probe import prepare_forward
 from ..model.resolve import ModelRef
@@ -31,6 +31,7 @@ from .loop import Loop, State
 from .objective import Models, Objective
 from .optim import MasterAdamW
 from .record import Record
+from .update import lay_packs
 
 Note = Callable[[str], None]
 
@@ -89,12 +90,14 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
                           special={f"{name}_token_id": spec.id(name) for name in ("bos", "eos")})
     _tell_machine(settings, policy, note)
     settings = settle_layout(settings, policy, note)
-    optimizer = MasterAdamW(policy.model.named_parameters(), beta1=settings.adam_beta1, beta2=settings.adam_beta2,
+    policy.heads = make_heads(policy.model, objective.needs, settings.seed)
+    optimizer = MasterAdamW(policy.named_parameters(), beta1=settings.adam_beta1, beta2=settings.adam_beta2,
                             eps=settings.adam_epsilon, weight_decay=settings.weight_decay)
     record, state = Record(folder), State()
     _restore(settings, record, optimizer, state, note)
-    optimizer.lower(policy.dtype, kept_wide(policy.model))
+    optimizer.lower(policy.dtype, (PREFIX, *kept_wide(policy.model)))
     forward, how = prepare_forward(policy.model)
+    forward.heads = policy.heads
     note(f"forward: {how}")
     head = loader.judge()
     spec.enable_thinking = head.thinking  # saved with the tokenizer: answers are asked for as training asked
@@ -169,11 +172,11 @@ def _held_packs(settings: Settings, loader: Loader, pack_tokens: int, note: Note
     if not settings.eval_data and not settings.eval_split:
         return []
     held = loader.held_rows()
-    if not held.sequences:
+    if not held.atoms:
         raise UserError("no held-out row can be used", where="eval_data" if settings.eval_data else "eval_split",
                         found=f"{held.ledger.rows_read} rows read, all dropped")
     note(f"held out: {held.ledger.rows_trained:,} rows, {held.ledger.trained:,} tokens judged")
-    return [make_pack(p) for p in pack_sequences([[s] for s in held.sequences], pack_tokens)]
+    return lay_packs(held.atoms, pack_tokens)
 
 
 def choose_pack_tokens(policy: Policy, max_length: int) -> tuple[int, str]:

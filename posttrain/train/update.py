@@ -7,9 +7,17 @@ from collections.abc import Sequence as Many
 import torch
 
 from ..core.errors import UserError
-from ..core.pack import Pack
+from ..core.pack import Pack, make_pack
 from ..core.seeds import seed_for
+from ..core.sequence import Sequence
+from ..data.packer import pack_atoms
 from .objective import Models, Objective
+
+
+def lay_packs(atoms: Many[Many[Sequence]], pack_tokens: int) -> list[Pack]:
+    """Packs of at most `pack_tokens` that hold these atoms."""
+    return [make_pack([s for atom in pack for s in atom], [len(atom) for atom in pack])
+            for pack in pack_atoms(atoms, pack_tokens)]
 
 
 def accumulate(models: Models, objective: Objective, packs: Many[Pack], seed: int, step: int) -> dict[str, float]:

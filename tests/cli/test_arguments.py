@@ -7,7 +7,7 @@ import pytest
 from posttrain.app.arguments import parse
 from posttrain.app.cli import main
 from posttrain.app.help import verb_help
-from posttrain.app.verbs import VERBS
+from posttrain.app.verbs import VERBS, keys_of
 from posttrain.core.config import Settings, key_names
 from posttrain.core.errors import SettingsError, UserError
 
@@ -138,9 +138,20 @@ def test_resume_takes_the_settings_of_the_run(tmp_path):
         assert (settings.batch_size, settings.output_dir, settings.resume) == (3, str(run), True)
 
 
+def test_settings_of_another_verb_are_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("objective: dpo\n")
+    resumed = only("sft", "--output_dir", str(tmp_path), "--resume")
+    assert "these settings are of `posttrain dpo`" in resumed and f"{tmp_path / 'config.yaml'}:1" in resumed
+    assert f"use `posttrain dpo --output_dir {tmp_path} --resume`" in resumed
+    assert "use `posttrain dpo`" in only("sft", str(tmp_path))
+    (tmp_path / "config.yaml").write_text("objective: sft\n")
+    assert parse(["sft", str(tmp_path)]).settings.objective == "sft"
+    assert "`--objective` changes nothing in `posttrain sft`" in only("sft", "--objective", "sft")
+
+
 def test_every_key_stands_in_the_help():
     text = verb_help(VERBS["sft"], 100)
-    assert all(f"  --{name}" in text for name in key_names())
+    assert all(f"  --{name}" in text for name in keys_of("sft")) and "--objective" not in text
     assert "[1024]" in text and "[1e-08]" in text and "--shuffle true|false" in text
     assert all(field.description for field in Settings.model_fields.values())
 

@@ -92,6 +92,10 @@ def other_adapter(**values):
     return case
 
 
+def objective(bench):
+    assert "`objective` has no valid value" in bench.fails(objective="pretrain")
+
+
 def model(bench):
     other = bench.folder / "other"
     shutil.copytree(bench.model, other)
@@ -321,8 +325,8 @@ CASES = {
     "lora_alpha": other_adapter(lora_alpha=4),
     "lora_dropout": other_adapter(lora_dropout=0.5),
 } | {case.__name__: case for case in (
-    model, model_config, tokenizer, chat_template, trust_remote_code, device, deterministic, threads, eval_data,
-    eval_split, columns, max_length, overlong, bad_rows, max_lost, train_on, enable_thinking, template_date,
+    objective, model, model_config, tokenizer, chat_template, trust_remote_code, device, deterministic, threads,
+    eval_data, eval_split, columns, max_length, overlong, bad_rows, max_lost, train_on, enable_thinking, template_date,
     num_train_epochs, max_steps, pack_tokens, gradient_checkpointing, lora_target_modules, output_dir, resume,
     save_steps, save_total_limit, eval_steps, logging_steps, report_to)}
 

@@ -1,0 +1,14 @@
+"""The objectives by name: what a verb learns."""
+
+from __future__ import annotations
+
+from ...core.config import Settings
+from ..objective import Objective
+from .sft import SFT
+
+OBJECTIVES: dict[str, type[Objective]] = {"sft": SFT}
+
+
+def make_objective(settings: Settings) -> Objective:
+    """The objective that a run's settings name, with the keys it uses."""
+    return OBJECTIVES[settings.objective].of(settings)

@@ -1,4 +1,4 @@
-"""`posttrain sft`: settings in, a run folder out."""
+"""The verbs that train: settings in, a run folder out. Each is the same command with another objective."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.console import Console
 
 from posttrain.app.arguments import Command
 from posttrain.app.launch import Interrupted, launch
-from posttrain.app.resume import resumed_values
+from posttrain.app.resume import check_objective, resumed_values
 from posttrain.app.run import Run
 from posttrain.app.screen import make_console, print_json
 from posttrain.core.config import make_settings
@@ -33,6 +33,12 @@ def sft(*, console: Console | None = None, **values: Any) -> Run:
     With `resume` and `output_dir` the other keys come from the run. Raises UserError (SettingsError for wrong keys).
     Logs go to `console`, by default standard error.
     """
+    return _train("sft", console, values)
+
+
+def _train(objective: str, console: Console | None, values: dict[str, Any]) -> Run:
     if values.get("resume"):
         values = resumed_values(values)
-    return launch(make_settings(values), console or make_console(to_stderr=True))
+    if wrong := check_objective(objective, values, "settings"):
+        raise wrong
+    return launch(make_settings({**values, "objective": objective}), console or make_console(to_stderr=True))
