@@ -82,6 +82,10 @@ class Settings(BaseModel):
     adam_beta2: float = key("training", 0.999, "AdamW", ge=0, lt=1)
     adam_epsilon: float = key("training", 1e-8, "AdamW", gt=0)
     max_grad_norm: float = key("training", 1.0, "clip the gradient's norm to this; 0 never clips", ge=0)
+    neftune_noise_alpha: float | None = key("training", None, "NEFTune: scale of the noise on the embeddings; 5 to 15",
+                                            gt=0)
+    label_smoothing_factor: float = key("training", 0.0, "share of each target spread over the vocabulary", ("sft",),
+                                        ge=0, lt=1)
     gradient_checkpointing: bool = key("training", False, "recompute activations: less memory for a second forward")
     lora_r: int = key("training", 16, "rank of the adapters", ge=1)
     lora_alpha: float = key("training", 32, "the update is scaled by alpha / r", gt=0)

@@ -20,8 +20,8 @@ class Pack:
     """What one forward sees, shifted once: position t predicts `targets_T[t]`, which counts `weights_T[t]`.
 
     ids_T, positions_T, targets_T [T] int64; weights_T [T] float32 (0 at each sequence's last position);
-    bounds [S+1] ints: sequence s is ids_T[bounds[s]:bounds[s+1]]; origins, sources [S]; atoms [A+1] ints: atom a is
-    the sequences atoms[a] … atoms[a+1]-1; `columns` holds the sequences' facts ([S] float64) and whatever an
+    bounds [S+1] ints: sequence s is ids_T[bounds[s]:bounds[s+1]]; origins, sources, numbers [S]; atoms [A+1] ints:
+    atom a is the sequences atoms[a] … atoms[a+1]-1; `columns` holds the sequences' facts ([S] float64) and whatever an
     objective's `collect` adds, aligned with tokens ([T]) or sequences ([S]).
     """
 
@@ -34,6 +34,7 @@ class Pack:
     sources: list[int]
     atoms: list[int]
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
+    numbers: list[int] = field(default_factory=list)
 
     @property
     def lengths(self) -> list[int]:
@@ -42,7 +43,8 @@ class Pack:
     def to(self, device: torch.device | str) -> Pack:
         move = {k: v.to(device) for k, v in self.columns.items()}
         return Pack(self.ids_T.to(device), self.positions_T.to(device), self.targets_T.to(device),
-                    self.weights_T.to(device), self.bounds, self.origins, self.sources, self.atoms, move)
+                    self.weights_T.to(device), self.bounds, self.origins, self.sources, self.atoms, move,
+                    self.numbers)
 
 
 def make_pack(sequences: Many[Sequence], atoms: Many[int] | None = None) -> Pack:
@@ -62,4 +64,5 @@ def make_pack(sequences: Many[Sequence], atoms: Many[int] | None = None) -> Pack
     starts = np.concatenate([[0], np.cumsum(atoms or [1] * len(sequences))]).astype(int).tolist()
     facts = {name: torch.tensor([s.facts[name] for s in sequences], dtype=torch.float64) for name in sequences[0].facts}
     return Pack(as_tensor(ids), as_tensor(positions), as_tensor(targets), as_tensor(shifted), bounds,
-                [s.origin for s in sequences], [s.source for s in sequences], starts, facts)
+                [s.origin for s in sequences], [s.source for s in sequences], starts, facts,
+                [s.number for s in sequences])

@@ -36,5 +36,7 @@ PEER_KEYS = {
     "run_name": "use output_dir", "truncation_strategy": "use overlong",
     "optim": "the optimizer is AdamW; drop it", "optimizer": "the optimizer is AdamW; drop it",
     "adam_eps": "use adam_epsilon", "gradient_clipping": "use max_grad_norm",
+    "neftune_alpha": "use neftune_noise_alpha", "noisy_embedding_alpha": "use neftune_noise_alpha",
+    "label_smoothing": "use label_smoothing_factor",
     "evaluation_strategy": "use eval_steps", "eval_strategy": "use eval_steps", "save_strategy": "use save_steps",
 }

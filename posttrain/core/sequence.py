@@ -33,7 +33,8 @@ class Sequence:
     """Token ids with a weight and a reason per token, each belonging to the token as a target.
 
     ids [L] int32, weights [L] float32 (weights[0] is 0: nothing precedes it), reasons [L] uint8 into REASONS; `facts`
-    are numbers that belong to the whole sequence, such as the rank of an answer.
+    are numbers that belong to the whole sequence, such as the rank of an answer; `number` is its place among the
+    sequences of its update, whichever pack or rank it comes to lie in.
     """
 
     ids: np.ndarray
@@ -42,6 +43,7 @@ class Sequence:
     origin: str
     source: int = 0
     facts: dict[str, float] = field(default_factory=dict)
+    number: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -103,9 +103,12 @@ class Opened:
 
 
 def settle(outcomes: list[Outcome]) -> tuple[list[list[Sequence]], Ledger]:
-    """Atoms of all rows in their order, and the ledger that counts the rows: [rows] -> [atoms]."""
+    """Atoms of all rows in their order, their sequences numbered, and the rows' ledger: [rows] -> [atoms]."""
     ledger = Ledger()
     for outcome in outcomes:
         outcome.count(ledger)
     ledger.check()
-    return [atom for o in outcomes for atom in o.atoms()], ledger
+    atoms = [atom for o in outcomes for atom in o.atoms()]
+    for number, sequence in enumerate(s for atom in atoms for s in atom):
+        sequence.number = number
+    return atoms, ledger

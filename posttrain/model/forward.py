@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.pack import Pack
 from .attention import Layout, set_layout
+from .noise import EmbeddingNoise
 
 # Logits of one chunk may take this many bytes; more targets than fit are run in several recomputed chunks.
 CHUNK_BYTES = 128 << 20
@@ -132,11 +133,13 @@ class Forward:
 
     `flat` runs a whole pack at once with packed attention; otherwise (models that failed the load probe) one sequence
     at a time through the model's own forward and head. Both give the same numbers to rounding. `heads` are scalar ones
-    (see `heads.HEAD_OF`), for needs that the model's own head does not fill.
+    (see `heads.HEAD_OF`), for needs that the model's own head does not fill. `noise`, where there is one, falls on
+    forwards that train: in training mode, with a gradient.
     """
 
     def __init__(self, model, *, flat: bool = True, heads=None):
         self.model, self.flat, self.heads = model, flat, heads or {}
+        self.noise: EmbeddingNoise | None = None
         self.causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder = self.causal.get_decoder()
         self.head = Head(self.causal)
@@ -154,6 +157,7 @@ class Forward:
         size, align = pack.ids_T.shape[0], self.align
         fill = aligned(size, align) - size
         set_layout(Layout(pack.bounds, pack.ids_T.device, few_shapes=align > 1, padding=fill))
+        self._noise(pack.numbers, pack.lengths, fill)
         return self.decoder(input_ids=F.pad(pack.ids_T, (0, fill))[None],
                             position_ids=F.pad(pack.positions_T, (0, fill))[None], use_cache=False).last_hidden_state[0]
 
@@ -170,8 +174,7 @@ class Forward:
             if stats:
                 columns = self._one_by_one(pack, stats, temperature)
             if scalars:
-                ids = [pack.ids_T[None, a:b] for a, b in zip(pack.bounds, pack.bounds[1:], strict=False)]
-                hidden_TD = torch.cat([self.decoder(input_ids=i, use_cache=False).last_hidden_state[0] for i in ids])
+                hidden_TD = torch.cat([self._hidden_of(pack, s) for s in range(len(pack.lengths))])
         if "values" in scalars:
             columns["values"] = self.heads["value"](hidden_TD.index_select(0, where))
         size = pack.ids_T.shape[0]
@@ -188,11 +191,21 @@ class Forward:
         columns = token_logprobs(hidden_TD.index_select(0, rows), self.head, targets, needs, temperature)
         return {n: c[:len(where)] for n, c in zip([n for n in STATS if n in needs], columns, strict=True)}
 
+    def _noise(self, numbers: list[int], lengths: list[int], padding: int = 0) -> None:
+        if self.noise is not None and self.model.training and torch.is_grad_enabled():
+            self.noise.expect(numbers, lengths, padding)
+
+    def _hidden_of(self, pack: Pack, s: int) -> torch.Tensor:
+        self._noise(pack.numbers[s:s + 1], pack.lengths[s:s + 1])
+        ids = pack.ids_T[None, pack.bounds[s]:pack.bounds[s + 1]]
+        return self.decoder(input_ids=ids, use_cache=False).last_hidden_state[0]
+
     def _one_by_one(self, pack: Pack, needs, temperature) -> dict[str, torch.Tensor]:
         parts = []
-        for a, b in zip(pack.bounds, pack.bounds[1:], strict=False):
+        for s, (a, b) in enumerate(zip(pack.bounds, pack.bounds[1:], strict=False)):
             where = pack.weights_T[a:b].nonzero()[:, 0]
             if len(where) or torch.is_grad_enabled():
+                self._noise(pack.numbers[s:s + 1], [b - a])
                 logits = self.causal(input_ids=pack.ids_T[None, a:b], use_cache=False).logits[0]
                 parts.append(target_stats(logits[where], pack.targets_T[a:b][where], needs, temperature))
         names = [n for n in STATS if n in needs]

@@ -12,6 +12,8 @@ from ..core.config import Settings
 from ..core.pack import Pack
 from ..model.forward import Forward, Outputs
 
+Logged = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+
 
 @dataclass(slots=True)
 class Models:
@@ -43,6 +45,11 @@ class Objective:
         """The packs of each update, without gradients; here: one update, nothing added."""
         yield list(packs)
 
-    def loss(self, out: Outputs, pack: Pack) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The SUM over the pack's units, and sums to be logged (each divided by the same denominator)."""
+    def loss(self, out: Outputs, pack: Pack) -> tuple[torch.Tensor, dict[str, Logged]]:
+        """The SUM over the pack's units, and sums to be logged: each divided by the same denominator, or, given as a
+        pair (sum, size), by the sum of its own sizes."""
         raise NotImplementedError
+
+    def judge(self) -> Objective:
+        """What held-out rows are measured by: this objective without what only training adds to its loss."""
+        return self

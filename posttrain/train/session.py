@@ -24,6 +24,7 @@ from ..model.checkpoint import latest_checkpoint, load_checkpoint, writing
 from ..model.device import choose_device, choose_dtype
 from ..model.export import export_model
 from ..model.heads import PREFIX, make_heads
+from ..model.noise import EmbeddingNoise
 from ..model.policy import Policy, build_policy, kept_wide
 from ..model.probe import prepare_forward
 from ..model.resolve import ModelRef
@@ -99,6 +100,9 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     forward, how = prepare_forward(policy.model)
     forward.heads = policy.heads
     note(f"forward: {how}")
+    if settings.neftune_noise_alpha:
+        forward.noise = EmbeddingNoise(forward.causal.get_input_embeddings(), settings.neftune_noise_alpha,
+                                       settings.seed)
     head = loader.judge()
     spec.enable_thinking = head.thinking  # saved with the tokenizer: answers are asked for as training asked
     with writing(folder / "tokenizer"):

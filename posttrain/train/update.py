@@ -23,12 +23,16 @@ def lay_packs(atoms: Many[Many[Sequence]], pack_tokens: int) -> list[Pack]:
 def accumulate(models: Models, objective: Objective, packs: Many[Pack], seed: int, step: int) -> dict[str, float]:
     """Backward over all packs of an update -> the update's means by name (`loss`, …), in the objective's units.
 
-    The sum of losses is divided once, by the sum of sizes over all packs, known before the first backward.
+    The sum of losses is divided once, by the sum of sizes over all packs, known before the first backward. What is
+    logged with a size of its own is divided by that, and left out where it is 0.
     """
     denominator = sum(objective.size(pack).double().item() for pack in packs)
     if not denominator:
         raise AssertionError("an update that trains nothing reached the model")
     sums: dict[str, torch.Tensor] = {}
+    sizes: dict[str, torch.Tensor] = {}
+    if models.policy.noise is not None:
+        models.policy.noise.update = step
     for number, pack in enumerate(packs):
         torch.manual_seed(seed_for(seed, "dropout", step, number))
         pack = pack.to(models.policy.device)
@@ -36,8 +40,12 @@ def accumulate(models: Models, objective: Objective, packs: Many[Pack], seed: in
         loss, more = objective.loss(out, pack)
         (loss / denominator).backward()
         for name, value in (("loss", loss), *more.items()):
+            if isinstance(value, tuple):
+                value, size = value
+                sizes[name] = sizes.get(name, 0) + size.double()
             sums[name] = sums.get(name, 0) + value.detach().double()
-    return {name: float(value) / denominator for name, value in sums.items()}
+    counts = {name: float(sizes.get(name, denominator)) for name in sums}
+    return {name: float(value) / counts[name] for name, value in sums.items() if counts[name]}
 
 
 def check_finite(loss: float, norm: float, packs: Many[Pack], step: int) -> None:
@@ -54,7 +62,7 @@ def check_finite(loss: float, norm: float, packs: Many[Pack], step: int) -> None
 @torch.no_grad()
 def evaluate(models: Models, objective: Objective, packs: Many[Pack]) -> dict[str, float]:
     """The objective's means over held-out packs, in evaluation mode: {loss, units}."""
-    model = models.policy.model
+    model, objective = models.policy.model, objective.judge()
     was_training = model.training
     model.eval()
     total = units = 0.0

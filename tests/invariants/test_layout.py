@@ -8,6 +8,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from posttrain.core.pack import make_pack
 from posttrain.core.sequence import Sequence
 from posttrain.model.adapters import add_lora
+from posttrain.model.noise import EmbeddingNoise
 from posttrain.model.probe import prepare_forward
 from posttrain.train.objective import Models
 from posttrain.train.objectives.sft import SFT
@@ -24,7 +25,8 @@ def sequences():
     for n in LENGTHS:
         weights = np.r_[0, rng.random(n - 1) < 0.6].astype(np.float32)
         weights[-1] = 1
-        made.append(Sequence(rng.integers(0, VOCAB, n).astype(np.int32), weights, np.zeros(n, np.uint8), "row:1"))
+        made.append(Sequence(rng.integers(0, VOCAB, n).astype(np.int32), weights, np.zeros(n, np.uint8), "row:1",
+                             number=len(made)))
     return made
 
 
@@ -45,11 +47,15 @@ def gradient(made):
     return torch.cat([p.grad.flatten() for p in made.parameters() if p.requires_grad])
 
 
-def ours(made, groups):
+def ours(made, groups, objective=None, forward=None):
     made.zero_grad()
-    forward, _ = prepare_forward(made)
-    means = accumulate(Models(forward), SFT(), [make_pack(g) for g in groups], seed=0, step=1)
+    forward = forward or prepare_forward(made)[0]
+    means = accumulate(Models(forward), objective or SFT(), [make_pack(g) for g in groups], seed=0, step=1)
     return means["loss"], gradient(made)
+
+
+CUTS = {"one by one": lambda rows: [[s] for s in rows], "uneven": lambda rows: [rows[:1], rows[1:6], rows[6:]],
+        "another order": lambda rows: [rows[::-1][:3], rows[::-1][3:]]}
 
 
 def padded(made, rows, own_loss=True):
@@ -78,16 +84,41 @@ def padded(made, rows, own_loss=True):
 def test_layout_changes_nothing(lora, dtype, close):
     made, rows = model(dtype, lora), sequences()
     loss, grad = ours(made, [rows])
-    cuts = {"one by one": [[s] for s in rows], "uneven": [rows[:1], rows[1:6], rows[6:]],
-            "another order": [rows[::-1][:3], rows[::-1][3:]]}
-    for name, groups in cuts.items():
-        other_loss, other = ours(made, groups)
+    for name, cut in CUTS.items():
+        other_loss, other = ours(made, cut(rows))
         assert abs(other_loss - loss) <= close * abs(loss), name
         assert (other - grad).norm() <= close * grad.norm(), name
     for own_loss, tolerance in ((False, close), (True, max(close, 1e-6))):
         padded_loss, padded_grad = padded(made, rows, own_loss)
         assert abs(padded_loss - loss) <= tolerance * abs(loss)
         assert (padded_grad - grad).norm() <= tolerance * grad.norm()
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=str)
+def test_layout_changes_nothing_with_noise_and_smoothing(lora, dtype, close):
+    """NEFTune's noise is keyed by sequence and update: it is in the gradient, and the same in any packs."""
+    made, rows = model(dtype, lora), sequences()
+    _, quiet = ours(made, [rows], SFT(0.1))
+    forward, _ = prepare_forward(made)
+    forward.noise = EmbeddingNoise(forward.causal.get_input_embeddings(), alpha=15.0, seed=0)
+    loss, grad = ours(made, [rows], SFT(0.1), forward)
+    assert (grad - quiet).norm() > 0.02 * grad.norm()
+    for name, cut in CUTS.items():
+        other_loss, other = ours(made, cut(rows), SFT(0.1), forward)
+        assert abs(other_loss - loss) <= close * abs(loss), name
+        assert (other - grad).norm() <= close * grad.norm(), name
+    forward.causal.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    again, other = ours(made, [rows], SFT(0.1), forward)
+    assert abs(again - loss) <= close * loss and (other - grad).norm() <= close * grad.norm()
+    forward.causal.activation_checkpointing_disable()
+    forward.flat = False
+    forward.causal.set_attn_implementation("sdpa")
+    slow, other = ours(made, [rows], SFT(0.1), forward)
+    assert abs(slow - loss) <= close * loss and (other - grad).norm() <= close * grad.norm()
+    held = evaluate(Models(forward), SFT(0.1), [make_pack(rows)])["loss"]
+    forward.noise = None
+    assert evaluate(Models(forward), SFT(0.1), [make_pack(rows)])["loss"] == held  # validation has no noise
 
 
 def test_the_slow_path_gives_the_same():

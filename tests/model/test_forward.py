@@ -95,6 +95,16 @@ def test_the_gradient_at_a_temperature():
         assert torch.allclose(grad, expected, atol=1e-14) and torch.equal(logits, before)
 
 
+def test_temperature_divides_after_widening():
+    """Two-byte logits are divided in float32: in their own type the quotient would be rounded once more."""
+    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(1)).mul_(8).bfloat16()
+    targets = torch.arange(6)
+    expected = (logits.double() / 0.7).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    (found,) = target_stats(logits, targets, {"logprobs"}, temperature=0.7)
+    rounded = (logits / 0.7).float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    assert (found - expected).abs().max() < 1e-5 and (rounded - expected).abs().max() > 1e-3
+
+
 def test_a_pack_that_trains_nothing():
     causal = model()
     forward, _ = prepare_forward(causal)

@@ -80,6 +80,16 @@ def test_metrics_have_these_keys_and_no_others(train):
     assert run.status["eval_loss_before"] > run.status["eval_loss"] == run.metrics[-1]["eval_loss"]
 
 
+def test_each_source_is_in_the_log(train, rows, tmp_path):
+    old = tmp_path / "old.jsonl"
+    old.write_text("".join(json.dumps({"text": f"once upon a time {i}"}) + "\n" for i in range(9)))
+    run = train(data=[rows, f"{old}@0.25"], max_steps=3)
+    for line in run.metrics:
+        assert list(line) == KEYS[:5] + [f"loss/{rows}", f"loss/{old}@0.25"] + KEYS[5:]
+        low, high = sorted((line[f"loss/{rows}"], line[f"loss/{old}@0.25"]))
+        assert low < line["loss"] < high
+
+
 def test_the_ledger_has_this_shape_and_balances(train, tmp_path):
     data = [{"instruction": f"q{i}", "output": "" if i % 10 == 3 else "the answer " + "long " * (i % 7)}
             for i in range(40)]
@@ -153,7 +163,8 @@ def test_checkpoints_are_kept_to_the_limit(train):
 RUNS = {
     "full": {"method": "full"},
     "lora": {"method": "lora", "lora_dropout": 0.2},
-    "packs": {"method": "full", "pack_tokens": 64, "max_length": 64, "dtype": "bfloat16"},
+    "packs": {"method": "full", "pack_tokens": 64, "max_length": 64, "dtype": "bfloat16",
+              "neftune_noise_alpha": 5.0},
     "epochs": {"max_steps": None, "num_train_epochs": 2, "batch_size": 48, "lora_dropout": 0.1},
     "recompute": {"gradient_checkpointing": True, "lora_dropout": 0.2},
     "validated": {"eval_split": 0.1, "eval_steps": 2},
