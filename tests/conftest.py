@@ -96,6 +96,12 @@ class InProcessLoader:
     def batches(self, start=0):
         return map(self.work.batch, range(start, self.total))
 
+    def begin_files(self):
+        pass
+
+    def files(self):
+        return self.work.files()
+
     def held_rows(self):
         return self.work.held_rows()
 

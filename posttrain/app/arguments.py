@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from posttrain.app.resume import check_objective
+from posttrain.app.resume import check_objective, names_a_run
 from posttrain.app.runs import config_of, resumable
 from posttrain.app.verbs import EVERYWHERE, VERBS, Option, Verb
 from posttrain.core.config import Settings, key_names, make_settings, read_config, unknown_key
@@ -233,11 +233,13 @@ def _resume(command: Command, errors: list[UserError]) -> None:
                                     "--resume"))
         return
     config = Path(folder) / "config.yaml"
+    if not config.is_file() and names_a_run(command.values):
+        return
     if not config.is_file():
         known = resumable()
         errors.append(UserError("there is no run to resume", where=str(folder), found="no config.yaml in it",
                                 expected="one of " + ", ".join(known) if known else "the folder of a run",
-                                fix="drop --resume to start a new run"))
+                                fix="name the model or the data to start a new run there"))
         return
     _config(command, config, errors)
 

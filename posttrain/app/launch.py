@@ -24,6 +24,9 @@ from posttrain.app.runs import fresh_run
 from posttrain.core.config import Settings, choices
 from posttrain.core.errors import SettingsError, UserError
 
+# What a start that was killed may have made before it wrote its settings: in the way of nothing.
+BEGUN = {"tokenizer", "architecture.yaml", ".config.yaml.partial"}
+
 
 class Interrupted(Exception):
     """The run was asked to stop and left a checkpoint; `code` is the exit status."""
@@ -41,7 +44,7 @@ def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
         console.print(text, markup=False, soft_wrap=True)
 
     if settings.resume:
-        check_same_run(settings, note)
+        settings = check_same_run(settings, note)
         if (status := _status(settings)).get("status") == "finished":
             note(f"this run is already finished (update {status['step']}): {settings.output_dir}")
             return Run(settings.output_dir)
@@ -100,7 +103,9 @@ def run_folder(settings: Settings) -> Path:
     folder = Path(settings.output_dir)
     if settings.resume:
         return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_dir() and {p.name for p in folder.iterdir()} <= BEGUN:
+        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+    elif folder.exists():
         is_run = (folder / "config.yaml").is_file()
         raise UserError("the output folder is in use", where=str(folder),
                         found="a run" if is_run else "a file" if folder.is_file() else "other files",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,21 @@ from posttrain.app.runs import resumable
 from posttrain.core.config import Settings, make_settings, read_config
 from posttrain.core.errors import SettingsError, UserError
 
-# Where and how it computes, what is kept and shown, and how much loss is allowed; all else is what the run is.
-FREE = frozenset({"output_dir", "resume", "device", "threads", "deterministic", "pack_tokens", "gradient_checkpointing",
+# What the result does not depend on (where and how it computes is compared as it turned out, with the checkpoint).
+FREE = frozenset({"output_dir", "resume", "allow_changes", "device", "threads", "pack_tokens", "gradient_checkpointing",
                   "trust_remote_code", "max_lost", "save_steps", "save_total_limit", "eval_steps", "logging_steps",
                   "report_to"})
+# What a checkpoint fits to: another one of these is another model.
+FIXED = frozenset({"model", "model_config", "tokenizer", "chat_template", "objective", "method", "lora_r",
+                   "lora_target_modules"})
+# Chosen by the program at the first start where the user leaves it open: asked for again, it is what it was.
+CHOSEN = {"learning_rate": None, "pack_tokens": "auto", "template_date": None}
+NAMES_A_RUN = frozenset({"model", "model_config", "data"})
+
+
+def names_a_run(values: Mapping[str, Any]) -> bool:
+    """Whether a command says enough to begin: then `resume` may stand in it from its first start on."""
+    return bool(NAMES_A_RUN & values.keys())
 
 
 def resumed_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -22,11 +33,13 @@ def resumed_values(values: dict[str, Any]) -> dict[str, Any]:
     config = None if folder is None else Path(folder) / "config.yaml"
     if config is not None and config.is_file():
         return read_config(config) | values
+    if config is not None and names_a_run(values):
+        return values
     known = ", ".join(resumable())
     raise UserError("there is no run to resume", where="output_dir" if folder is None else str(folder),
                     found="not named" if folder is None else "no config.yaml in it",
                     expected=f"one of {known}" if known else "the folder of a run",
-                    fix="drop resume to start a new run")
+                    fix="name the model or the data to start a new run there")
 
 
 def check_objective(verb: str, values: dict[str, Any], where: str) -> UserError | None:
@@ -40,14 +53,40 @@ def check_objective(verb: str, values: dict[str, Any], where: str) -> UserError 
                      expected=f"objective: {verb}, or none", fix=f"use `{command}`")
 
 
-def check_same_run(settings: Settings, note: Callable[[str], None]) -> None:
-    """Stop where a key was changed that makes another run; tell the changes that do not."""
-    path = Path(settings.output_dir) / "config.yaml"
-    before, now = (s.model_dump(by_alias=True) for s in (make_settings(read_config(path)), settings))
-    changed = [key for key in now if now[key] != before[key] and key not in ("output_dir", "resume")]
-    if wrong := [key for key in changed if key not in FREE]:
+def check_same_run(settings: Settings, note: Callable[[str], None]) -> Settings:
+    """Settings of a resumed run, with what was chosen at its start; an error where a key makes it another run.
+
+    `allow_changes` lets a key change that breaks exactness, but none that the checkpoint's tensors depend on
+    (test_changes.py). Where there is no run yet, the settings of a new one.
+    """
+    folder = Path(settings.output_dir)
+    path = folder / "config.yaml"
+    if not path.is_file():
+        note(f"there is no run in {folder} yet: starting at update 0")
+        return settings.model_copy(update={"resume": False, "allow_changes": False})
+    first = make_settings(read_config(path))
+    kept = {key: getattr(first, key) for key, left in CHOSEN.items() if getattr(settings, key) == left}
+    if settings.architecture and _same_bytes(settings.architecture, folder / "architecture.yaml"):
+        kept["architecture"] = first.architecture  # the run's own copy
+    settings = settings.model_copy(update=kept)
+    before, now = (s.model_dump(by_alias=True) for s in (first, settings))
+    changed = [key for key in now if now[key] != before[key] and key not in ("output_dir", "resume", "allow_changes")]
+    allowed = FREE | (now.keys() - FIXED if settings.allow_changes else set())
+    if wrong := [key for key in changed if key not in allowed]:
         raise SettingsError([UserError("a resumed run keeps its settings", where=key, found=str(now[key]),
-                                       expected=f"{before[key]}, as in {path}",
-                                       fix=f"drop {key}, or start a new run without resume") for key in wrong])
+                                       expected=f"{before[key]}, as in {path}", fix=_way_out(key)) for key in wrong])
     for key in changed:
-        note(f"{key} = {now[key]}: {before[key]} before")
+        note(f"{key} = {now[key]}: {before[key]} before" + ("" if key in FREE else "; no longer the run that it was"))
+    return settings
+
+
+def _way_out(key: str) -> str:
+    new = f"drop {key}, or start a new run without resume"
+    return new if key in FIXED else f"{new}, or change it all the same with allow_changes"
+
+
+def _same_bytes(one: str, other: Path) -> bool:
+    try:
+        return Path(one).read_bytes() == other.read_bytes()
+    except OSError:
+        return False

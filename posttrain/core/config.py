@@ -96,6 +96,7 @@ class Settings(BaseModel):
     # -- run
     output_dir: str | None = key("run", None, "run folder; default: a fresh runs/NAME")
     resume: bool = key("run", False, "go on from the last checkpoint of output_dir")
+    allow_changes: bool = key("run", False, "under resume: go on although something changed that breaks exactness")
     save_steps: int | None = key("run", None, "updates between checkpoints; default: only on Ctrl-C", ge=1)
     save_total_limit: int = key("run", 2, "checkpoints kept", ge=1)
     eval_steps: int | None = key("run", None, "updates between validations; default: every epoch", ge=1)
@@ -174,6 +175,8 @@ class Settings(BaseModel):
             raise ValueError("model and model_config exclude each other: drop one")
         if self.warmup_steps is not None and self._is_set("warmup_ratio"):
             raise ValueError("warmup_ratio and warmup_steps exclude each other: drop one")
+        if self.allow_changes and not self.resume:
+            raise ValueError("allow_changes changes nothing without resume: drop it, or set resume")
         if self.eval_steps and not self.eval_data and not self.eval_split:
             raise ValueError("eval_steps has no rows to validate on: set eval_data or eval_split")
 

@@ -29,6 +29,10 @@ class RowError(UserError):
     """A row that cannot be read or understood (malformed, unknown role, …); governed by `bad_rows`."""
 
 
+class WriteError(UserError):
+    """Something could not be written: no space, a read-only disk, or what the system said."""
+
+
 class SettingsError(UserError):
     """Every problem found in the settings, shown at once."""
 

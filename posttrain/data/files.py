@@ -7,7 +7,8 @@ import hashlib
 import os
 import zlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from contextlib import contextmanager
+from typing import Any, BinaryIO, Protocol
 
 from ..core.errors import RowError, UserError
 
@@ -15,6 +16,8 @@ from ..core.errors import RowError, UserError
 KINDS = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv",
          ".parquet": "parquet", ".txt": "text"}
 CHUNK = 8 << 20
+LEAVE = ("put the file back as it was, and go on with resume from the last checkpoint; or start again. Leave the data "
+         "alone during a run")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -83,19 +86,24 @@ class Blob:
 
     def read(self, start: int, end: int) -> bytes:
         """Bytes start … end-1."""
-        if self.data is not None:
-            return self.data[start:end]
+        with self.unchanged() as file:
+            return os.pread(file.fileno(), end - start, start) if self.data is None else self.data[start:end]
+
+    @contextmanager
+    def unchanged(self) -> Iterator[BinaryIO]:
+        """The open file; UserError if it is gone, or not as it was when this Blob was made, before or after the use."""
         try:
-            fd = os.open(self.real, os.O_RDONLY)
+            with open(self.real, "rb", buffering=0) as file:
+                self._compare(file)
+                yield file
+                self._compare(file)
         except OSError as e:
-            raise UserError("the file cannot be read any more", where=self.path, found=e.strerror or str(e)) from None
-        try:
-            if self._stamp(fd) != self.stamp:
-                raise UserError("the file changed while it was being read", where=self.path,
-                                fix="start again, and leave the data alone during a run")
-            return os.pread(fd, end - start, start)
-        finally:
-            os.close(fd)
+            raise UserError("the file cannot be read any more", where=self.path, found=e.strerror or str(e),
+                            fix=LEAVE) from None
+
+    def _compare(self, file: BinaryIO) -> None:
+        if self._stamp(file.fileno()) != self.stamp:
+            raise UserError("the file changed while it was being read", where=self.path, fix=LEAVE)
 
     def chunks(self, size: int = CHUNK) -> Iterator[tuple[int, bytes]]:
         """(position, bytes) from the first byte after the byte-order mark to the end."""
@@ -104,11 +112,8 @@ class Blob:
 
     def sha256(self) -> str:
         """SHA-256 of the file as it lies on disk, as `sha256sum` prints it."""
-        try:
-            with open(self.real, "rb") as f:
-                return hashlib.file_digest(f, "sha256").hexdigest()
-        except OSError as e:
-            raise UserError("the file cannot be read any more", where=self.path, found=e.strerror or str(e)) from None
+        with self.unchanged() as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def decode(raw: bytes, path: str, line: int) -> str:

@@ -42,6 +42,8 @@ class Loader:
         self._waiting: dict[str, deque] = {name: deque() for name in ("opened", "head", "batch", "held_rows", "files")}
         self._opened: Opened | None = None
         self._head: Head | None = None
+        self._files: list[dict[str, Any]] | None = None
+        self._hashing = False
         self._error: UserError | None = None
         self._run = 0
         self._send("settings", self.settings)
@@ -102,10 +104,18 @@ class Loader:
         self._send("held_rows", None)
         return self._receive("held_rows")
 
+    def begin_files(self) -> None:
+        """Let the worker read every file once more for its SHA-256, beside its other work; `files` waits for them."""
+        if not self._hashing:
+            self._hashing = True
+            self._send("files", None)
+
     def files(self) -> list[dict[str, Any]]:
-        """Path, rows and SHA-256 of every data file."""
-        self._send("files", None)
-        return self._receive("files")
+        """Path, rows and SHA-256 of every data file, as they were when the files were indexed."""
+        if self._files is None:
+            self.begin_files()
+            self._files = self._receive("files")
+        return self._files
 
     def _send(self, name: str, value: Any) -> None:
         if self._error:

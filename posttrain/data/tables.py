@@ -122,7 +122,8 @@ class ParquetRows:
 
     def read(self, i: int) -> dict[str, Any]:
         """Row i as a dict, without the nulls that Arrow puts where a key is missing."""
-        return without_nulls(self.table.slice(i, 1).to_pylist()[0])
+        with self.blob.unchanged():
+            return without_nulls(self.table.slice(i, 1).to_pylist()[0])
 
 
 def without_nulls(value: Any) -> Any:

@@ -62,10 +62,18 @@ def _serve(asked: queue.SimpleQueue, answers: queue.Queue) -> None:
             elif name == "held_rows":
                 answers.put(("held_rows", work.held_rows()))
             elif name == "files":
-                answers.put(("files", work.files()))
+                threading.Thread(target=_hash, args=(work, answers), daemon=True).start()
         else:
             answers.put(("batch", (run, work.batch(n))))
             n += 1
+
+
+def _hash(work: Any, answers: queue.Queue) -> None:
+    """The files' checksums, or why they cannot be had, whenever they are ready."""
+    try:
+        answers.put(("files", work.files()))
+    except UserError as e:
+        answers.put(("error", e))
 
 
 def _renderer_of(spec: Any, settings: Any):

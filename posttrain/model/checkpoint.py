@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,44 +16,66 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..core.errors import UserError
+from ..core.errors import UserError, WriteError
+from ..core.fault import fault_point
 from .resolve import list_checkpoints
 
 MANIFEST = "manifest.json"
 
 
 def save_checkpoint(folder: Path, step: int, files: dict[str, dict[str, torch.Tensor]], state: dict[str, Any],
-                    keep: int) -> Path:
-    """Write `folder/STEP` whole or not at all, then remove all but the newest `keep` -> its path.
+                    keep: int | None) -> Path:
+    """Write `folder/STEP` whole or not at all, then remove all but the newest `keep` (None: none of them) -> its path.
 
     `files` maps a name to tensors (NAME.safetensors); `state` becomes state.json. Every tensor is read back and
     compared before the manifest (sizes and SHA-256) is written and the folder takes its name; only then may an older
-    checkpoint go (test_checkpoint.py).
+    checkpoint go (test_checkpoint.py). A good one of this step is left as it is: the step's state is always the same.
     """
     final, partial = folder / str(step), folder / f".{step}.partial"
-    with writing(final, partial):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name, tensors in files.items():
-            _write_tensors(partial / f"{name}.safetensors", tensors)
-        _write_json(partial / "state.json", state)
-        parts = sorted(p for p in partial.iterdir())
-        _write_json(partial / MANIFEST, {"step": step, "files": {
-            p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in parts}})
-        _flush_folder(partial)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        _flush_folder(folder)
-    for old in (*list_checkpoints(folder)[:-keep], *folder.glob(".*.partial")):  # and what a killed run left half
-        shutil.rmtree(old)
+    if not final.exists() or verify(final):
+        with writing(final, partial):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            for name, tensors in files.items():
+                _write_tensors(partial / f"{name}.safetensors", tensors)
+                fault_point(f"save.{name}")
+            _write_json(partial / "state.json", state)
+            fault_point("save.state")
+            parts = sorted(p for p in partial.iterdir())
+            _write_json(partial / MANIFEST, {"step": step, "files": {
+                p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in parts}})
+            _flush_folder(partial)
+            fault_point("save.manifest")
+            if final.exists():  # damaged, or its manifest would have been good
+                shutil.rmtree(final)
+            partial.rename(final)
+            for parent in (folder, folder.parent):
+                _flush_folder(parent)
+            fault_point("save.renamed")
+    if keep is not None:
+        _prune(folder, step, keep)
     return final
+
+
+def _prune(folder: Path, step: int, keep: int) -> None:
+    """Remove what a killed run left half, what lies beyond this step (damaged, or it would have been gone on from), and
+    all but the newest `keep`."""
+    kept = [p for p in list_checkpoints(folder) if int(p.name) <= step][-keep:]
+    for old in (*list_checkpoints(folder), *folder.glob(".*.partial")):
+        if old not in kept:
+            with writing(old):
+                shutil.rmtree(old)
+            fault_point("save.pruned")
 
 
 def verify(path: Path) -> str:
     """What is wrong with a checkpoint, by its manifest's sizes and checksums ('' when nothing is)."""
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+        if path.name.isdigit() and manifest["step"] != int(path.name):
+            return f"its manifest is that of update {manifest['step']}"
+        if len(manifest["files"].keys() - {"state.json"}) == 0 or "state.json" not in manifest["files"]:
+            return "its manifest does not list its files"
         for name, facts in manifest["files"].items():
             file = path / name
             if not file.is_file():
@@ -62,31 +84,56 @@ def verify(path: Path) -> str:
                 return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}"
             if sha256(file) != facts["sha256"]:
                 return f"the checksum of {name} differs"
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         return f"its manifest cannot be read ({e})"
     return ""
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and a line for each newer one that does not."""
-    skipped = []
+    """The newest checkpoint that verifies, and a line for each newer one that does not; (None, []) if there is none.
+
+    Where all of them are damaged that is an error: to begin again at 0 in silence would throw work away.
+    """
+    wrong: dict[Path, str] = {}
     for path in reversed(list_checkpoints(folder)):
-        if not (wrong := verify(path)):
-            return path, skipped
-        skipped.append(f"checkpoint {path} is damaged ({wrong}); the one before it is used")
-    return None, skipped
+        if not (what := verify(path)):
+            return path, [f"checkpoint {p} is damaged ({w}); the one before it is used" for p, w in wrong.items()]
+        wrong[path] = what
+    if wrong:
+        raise UserError("no checkpoint of this run can be used", where=str(folder),
+                        found="\n".join(f"{p.name}: {w}" for p, w in wrong.items()),
+                        fix="bring one back from a copy, or remove this folder to begin again at update 0")
+    return None, []
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """(tensors by file and name, state) of a verified checkpoint."""
-    files = {p.stem: read_tensors(p) for p in path.glob("*.safetensors")}
+def load_checkpoint(path: Path) -> tuple[dict[str, TensorFile], dict[str, Any]]:
+    """(tensors by file and name, read when they are asked for; state) of a verified checkpoint."""
+    manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+    files = {Path(name).stem: TensorFile(path / name) for name in manifest["files"] if name.endswith(".safetensors")}
     return files, json.loads((path / "state.json").read_text("utf-8"))
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, by name."""
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+class TensorFile(Mapping[str, torch.Tensor]):
+    """A safetensors file by name, one tensor at a time: opened for each, so that none keeps the file in memory."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with safe_open(path, "pt") as file:
+            self._names = dict.fromkeys(file.keys())
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        with safe_open(self.path, "pt") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @contextmanager
@@ -103,17 +150,18 @@ def writing(where: Path, partial: Path | None = None) -> Iterator[None]:
         raise
 
 
-def write_error(e: BaseException, where: Path) -> UserError:
+def write_error(e: BaseException, where: Path) -> WriteError:
     """The error a person needs when a write failed: no space, read-only, or what the system said."""
     code, text = getattr(e, "errno", None), str(e)
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "os error 28" in text:
         free = shutil.disk_usage(_existing(where)).free
-        return UserError("no space left on the disk", where=str(where), found=f"{free / 1e9:.2f} GB free",
-                         fix="make room, or put output_dir on another disk; then go on with resume: the last complete "
-                             "checkpoint is good")
+        return WriteError("no space left on the disk", where=str(where), found=f"{free / 1e9:.2f} GB free",
+                          fix="make room, or put output_dir on another disk; then go on with resume: the last complete "
+                              "checkpoint is good")
     if code in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return UserError("the run folder cannot be written", where=str(where), found=text, fix="set another output_dir")
-    return UserError("writing failed", where=str(where), found=text)
+        return WriteError("the run folder cannot be written", where=str(where), found=text,
+                          fix="make it writable and go on with resume, or set another output_dir")
+    return WriteError("writing failed", where=str(where), found=text)
 
 
 def sha256(path: Path) -> str:
@@ -125,11 +173,11 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     held = {n: t.detach().contiguous() for n, t in tensors.items()}
     save_file(held, path)
     _flush(path)
-    with safe_open(path, "pt") as file:
-        for name, tensor in held.items():
-            read, meant = file.get_tensor(name).flatten(), tensor.cpu().flatten()
-            if not torch.equal(read.view(torch.uint8), meant.view(torch.uint8)):  # bytes: NaN equals NaN
-                raise OSError(errno.EIO, f"{path.name} was not written as it is in memory")
+    written = TensorFile(path)
+    for name, tensor in held.items():
+        read, meant = written[name].flatten(), tensor.cpu().flatten()
+        if not torch.equal(read.view(torch.uint8), meant.view(torch.uint8)):  # bytes: NaN equals NaN
+            raise OSError(errno.EIO, f"{path.name} was not written as it is in memory")
 
 
 def _write_json(path: Path, value: Any) -> None:

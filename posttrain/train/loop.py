@@ -14,6 +14,7 @@ from ..data.judge import check_lost
 from ..data.ledger import Ledger
 from ..data.loader import Loader
 from ..model.checkpoint import save_checkpoint
+from .conditions import data_files
 from .objective import Models, Objective
 from .optim import MasterAdamW
 from .record import Record
@@ -123,8 +124,9 @@ class Loop:
 
     def checkpoint(self) -> None:
         """Write checkpoints/STEP; metrics and ledger on disk are at the same update."""
-        self.record.ledger(self.state.ledger)
+        self.record.flush(self.state.ledger)
         state = {**self.state.to_json(), **self.facts, "optimizer_steps": self.optimizer.steps}
+        state["conditions"] = {**self.facts["conditions"], "data": data_files(self.loader.files())}
         save_checkpoint(self.record.folder / "checkpoints", self.state.step, self.optimizer.tensors(), state,
                         self.settings.save_total_limit)
 

@@ -146,7 +146,8 @@ class MasterAdamW:
             else:
                 split(wide.reshape(-1).clone(), p.data.view(-1), self.low[i].view(-1))
         if saved := files.get("optimizer"):
-            self.moments = tuple([saved[f"{kind}.{n}"].to(p.device) for n, p in self.named] for kind in MOMENTS)
+            self.moments = tuple([saved[f"{kind}.{n}"].to(p.device, copy=True) for n, p in self.named]  # not the file's
+                                 for kind in MOMENTS)
         self.steps = steps
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..core.config import Settings, dump_config
 from ..data.ledger import Ledger
-from ..model.checkpoint import write_error
+from ..model.checkpoint import writing
 
 
 class Record:
@@ -26,14 +27,29 @@ class Record:
 
     def settings(self, settings: Settings) -> None:
         """config.yaml, as an input that starts the same run anew."""
-        self._write("config.yaml", dump_config(settings.model_copy(update={"resume": False})))
+        self._write("config.yaml", dump_config(settings.model_copy(update={"resume": False, "allow_changes": False})))
 
-    def rewind(self, step: int) -> None:
-        """Forget what was logged after update `step`; lines before it stay as they are."""
+    def rewind(self, step: int, note: Callable[[str], None]) -> None:
+        """Cut off what was logged after update `step`, or is no line of ours; the bytes before it stay as they are."""
         for name in ("metrics.jsonl", "rejected.jsonl"):
-            path = self.folder / name
-            lines = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []  # the rest was half written
-            self._write(name, "".join(f"{line}\n" for line in lines if json.loads(line).get("step", 0) <= step))
+            path, end, last = self.folder / name, 0, 0
+            with self._writing(name), path.open("a+b") as file:
+                file.seek(0)
+                for line in file:
+                    if (found := _step_of(line)) is None or found > step:
+                        break
+                    end, last = end + len(line), found
+                file.truncate(end)
+                os.fsync(file.fileno())
+            if name == "metrics.jsonl" and last < step:
+                note(f"metrics.jsonl ends at update {last}: the lines up to update {step} are lost")
+
+    def flush(self, ledger: Ledger) -> None:
+        """Bring everything to the disk, the ledger too: a checkpoint that follows never knows more than they do."""
+        self.ledger(ledger)
+        for name in ("metrics.jsonl", "rejected.jsonl"):
+            with self._writing(name), (self.folder / name).open("rb") as file:
+                os.fsync(file.fileno())
 
     def metrics(self, line: dict[str, Any]) -> None:
         self._append("metrics.jsonl", [line])
@@ -55,18 +71,27 @@ class Record:
         return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
-        try:
-            with (self.folder / name).open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        except OSError as e:
-            raise write_error(e, self.folder / name) from e
+        with self._writing(name), (self.folder / name).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
     def _write(self, name: str, text: str) -> None:
         path = self.folder / name
         beside = path.with_name(f".{name}.partial")
-        try:
+        with self._writing(name):
             self.folder.mkdir(parents=True, exist_ok=True)
-            beside.write_text(text, "utf-8")
+            with beside.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut may leave an empty file of the final name
             os.replace(beside, path)
-        except OSError as e:
-            raise write_error(e, path) from e
+
+    def _writing(self, name: str):
+        return writing(self.folder / name)
+
+
+def _step_of(line: bytes) -> int | None:
+    """The update that a line of metrics or of rejected rows belongs to; None if it was not written to its end."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None

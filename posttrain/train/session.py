@@ -6,21 +6,20 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .. import __version__
 from ..core.config import Settings
 from ..core.errors import UserError
 from ..core.pack import Pack
 from ..data.judge import Head
 from ..data.loader import Loader
 from ..model.adapters import count_parameters
-from ..model.checkpoint import latest_checkpoint, load_checkpoint, writing
+from ..model.checkpoint import writing
 from ..model.device import choose_device, choose_dtype
 from ..model.export import export_model
 from ..model.heads import PREFIX, make_heads
@@ -28,10 +27,12 @@ from ..model.noise import EmbeddingNoise
 from ..model.policy import Policy, build_policy, kept_wide
 from ..model.probe import prepare_forward
 from ..model.resolve import ModelRef
+from .conditions import code_versions, layout_of
 from .loop import Loop, State
 from .objective import Models, Objective
 from .optim import MasterAdamW
 from .record import Record
+from .restore import restore
 from .update import lay_packs
 
 Note = Callable[[str], None]
@@ -86,6 +87,7 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     `note` is told every choice with its reason, in the order a reader wants them. The loader works meanwhile.
     """
     set_determinism(settings)
+    loader.begin_files()
     new_tokens = [spec.control[token] for token in spec.new_tokens]
     policy = build_policy(settings, ref, vocab_size=spec.vocab_size, new_tokens=new_tokens,
                           special={f"{name}_token_id": spec.id(name) for name in ("bos", "eos")})
@@ -95,7 +97,8 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     optimizer = MasterAdamW(policy.named_parameters(), beta1=settings.adam_beta1, beta2=settings.adam_beta2,
                             eps=settings.adam_epsilon, weight_decay=settings.weight_decay)
     record, state = Record(folder), State()
-    _restore(settings, record, optimizer, state, note)
+    conditions = {"code": code_versions(), "layout": layout_of(settings.pack_tokens, policy.dtype, policy.device)}
+    restore(settings, record, optimizer, state, conditions, loader, note)
     optimizer.lower(policy.dtype, (PREFIX, *kept_wide(policy.model)))
     forward, how = prepare_forward(policy.model)
     forward.heads = policy.heads
@@ -109,35 +112,10 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
         spec.save(folder / "tokenizer")
     facts = {"base": str(Path(ref.base).resolve()) if ref and Path(ref.base).exists() else (ref.base if ref else ""),
              "adapter": str(ref.adapter.resolve()) if ref and ref.adapter else None, "vocab_size": spec.vocab_size,
-             "new_tokens": new_tokens, "version": __version__,
-             "layout": {"pack_tokens": settings.pack_tokens, "threads": torch.get_num_threads()}}
+             "new_tokens": new_tokens, "conditions": conditions}
     loop = Loop(settings, Models(forward), objective, optimizer, loader, record, settings.pack_tokens,
                 held=_held_packs(settings, loader, settings.pack_tokens, note), state=state, facts=facts)
     return Session(loop, policy, spec, head, record, began)
-
-
-def _restore(settings: Settings, record: Record, optimizer: MasterAdamW, state: State, note: Note) -> None:
-    """Under `resume`: masters, moments and state of the newest checkpoint that verifies; else a fresh record."""
-    if not settings.resume:
-        return record.start(settings)
-    path, skipped = latest_checkpoint(record.folder / "checkpoints")
-    for line in skipped:
-        note(line)
-    if path is None:
-        note("no checkpoint yet: starting at update 0")
-        return record.start(settings)
-    files, saved = load_checkpoint(path)
-    restored = State.from_json(saved)
-    for field in fields(State):
-        setattr(state, field.name, getattr(restored, field.name))
-    optimizer.restore(files, saved["optimizer_steps"])
-    record.settings(settings)
-    record.rewind(state.step)
-    note(f"resumed from {path} (update {state.step})")
-    layout = {"pack_tokens": settings.pack_tokens, "threads": torch.get_num_threads()}
-    for key in (k for k, value in saved["layout"].items() if layout[k] != value):
-        note(f"{key} = {layout[key]}, {saved['layout'][key]} before: equal to rounding, not to the bit")
-    return None
 
 
 def settle_layout(settings: Settings, policy: Policy, note: Note) -> Settings:

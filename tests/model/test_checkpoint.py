@@ -44,6 +44,59 @@ def test_a_damaged_one_is_skipped_and_named(tmp_path, damage, said):
     assert path == tmp_path / "1" and len(skipped) == 1 and said in skipped[0] and str(tmp_path / "2") in skipped[0]
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_good_one_never_goes_before_a_damaged_one(tmp_path, keep):
+    """Gone on from 1, because 4 is damaged: what is saved next is kept, and 4 is not counted."""
+    save_checkpoint(tmp_path, 1, tensors(), {}, keep=2)
+    save_checkpoint(tmp_path, 4, tensors(), {}, keep=2)
+    (tmp_path / "4" / "state.json").unlink()
+    save_checkpoint(tmp_path, 3, tensors(), {}, keep=keep)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["1", "3"][-keep:]
+    (tmp_path / "3" / "state.json").unlink()
+    save_checkpoint(tmp_path, 3, tensors(), {}, keep=keep)  # a damaged one of the same step is replaced
+    assert verify(tmp_path / "3") == ""
+
+
+def test_a_good_one_is_not_written_again(tmp_path):
+    path = save_checkpoint(tmp_path, 3, tensors(), {}, keep=1)
+    before = {p: p.stat().st_ino for p in path.iterdir()}
+    save_checkpoint(tmp_path, 3, tensors(), {}, keep=1)
+    assert {p: p.stat().st_ino for p in path.iterdir()} == before
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("{", "its manifest cannot be read"), ("[]", "its manifest cannot be read"), ('{"step": 2}', "cannot be read"),
+    ('{"step": 3, "files": {}}', "its manifest is that of update 3"),
+    ('{"step": 2, "files": {}}', "its manifest does not list its files"), (None, "manifest.json is missing")])
+def test_a_manifest_that_is_none(tmp_path, text, said):
+    path = save_checkpoint(tmp_path, 2, tensors(), {}, keep=1)
+    (path / "manifest.json").unlink() if text is None else (path / "manifest.json").write_text(text)
+    assert said in verify(path)
+
+
+def test_every_bit_of_a_small_checkpoint_counts(tmp_path):
+    path = save_checkpoint(tmp_path, 2, {"weights": {"a": torch.ones(2)}}, {"step": 2}, keep=1)
+    for file in path.iterdir():
+        whole = file.read_bytes()
+        for i in range(len(whole)):
+            file.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1:])
+            assert verify(path) or json.loads(file.read_bytes()) == json.loads(whole), (file.name, i)
+        file.write_bytes(whole)
+    assert verify(path) == ""
+
+
+def test_tensors_are_read_one_at_a_time(tmp_path, monkeypatch):
+    path = save_checkpoint(tmp_path, 2, tensors(), {}, keep=1)
+    files, _ = load_checkpoint(path)
+    opened, real = [], checkpoint.safe_open
+    monkeypatch.setattr(checkpoint, "safe_open", lambda *a: opened.append(a) or real(*a))
+    assert set(files["weights"]) == {"a", "half"} and len(files["weights"]) == 2 and not opened
+    files["weights"]["a"].zero_()
+    assert files["weights"]["a"].sum() == 12 and len(opened) == 2  # a copy each time
+    with pytest.raises(KeyError):
+        files["weights"]["b"]
+
+
 def test_a_half_written_one_has_no_number(tmp_path):
     save_checkpoint(tmp_path, 1, tensors(), {}, keep=2)
     (tmp_path / ".2.partial").mkdir()

@@ -274,6 +274,14 @@ def resume(bench):
     assert "already finished" in bench.text(output_dir=folder, resume=True)
 
 
+def allow_changes(bench):
+    folder = bench.run(output_dir=bench.folder / "changing", save_steps=2).path
+    shutil.rmtree(folder / "model")
+    (folder / "run.json").unlink()
+    assert "a resumed run keeps its settings" in bench.fails(output_dir=folder, resume=True, seed=7)
+    assert bench.run(output_dir=folder, resume=True, seed=7, allow_changes=True).config["seed"] == 7
+
+
 def save_steps(bench):
     assert not bench.run().checkpoints and [p.name for p in bench.run(save_steps=3).checkpoints] == ["3"]
 
@@ -330,7 +338,7 @@ CASES = {
     objective, model, model_config, tokenizer, chat_template, trust_remote_code, device, deterministic, threads,
     eval_data, eval_split, columns, max_length, overlong, bad_rows, max_lost, train_on, enable_thinking, template_date,
     num_train_epochs, max_steps, pack_tokens, gradient_checkpointing, lora_target_modules, output_dir, resume,
-    save_steps, save_total_limit, eval_steps, logging_steps, report_to)}
+    allow_changes,     save_steps, save_total_limit, eval_steps, logging_steps, report_to)}
 
 
 @pytest.mark.parametrize("key", key_names())

@@ -237,16 +237,14 @@ def test_a_resumed_run_keeps_its_settings(train, tmp_path, capsys):
     said = str(e.value)
     assert "a resumed run keeps its settings" in said and "where:    learning_rate" in said
     assert f"expected: 0.003, as in {folder}/config.yaml" in said and "drop batch_size, or start a new run" in said
-    posttrain.sft(output_dir=folder, resume=True, save_steps=5, pack_tokens=2048)
-    said = capsys.readouterr().err
-    assert "save_steps = 5: 2 before" in said
-    assert "pack_tokens = 2048, 4096 before: equal to rounding, not to the bit" in said
+    posttrain.sft(output_dir=folder, resume=True, save_steps=5)
+    assert "save_steps = 5: 2 before" in capsys.readouterr().err
 
 
 def test_resume_needs_a_run(train, tmp_path):
     with pytest.raises(UserError, match="there is no run to resume") as e:
-        train(resume=True)
-    assert e.value.found == "no config.yaml in it" and "drop resume" in e.value.fix
+        posttrain.sft(output_dir=tmp_path / "run", resume=True)
+    assert e.value.found == "no config.yaml in it" and "name the model or the data" in e.value.fix
     with pytest.raises(UserError, match="there is no run to resume") as e:
         posttrain.sft(resume=True)
     assert e.value.where == "output_dir" and e.value.found == "not named"
@@ -288,7 +286,7 @@ def test_a_line_separator_in_a_reason_does_not_stop_a_resume(tmp_path):
     record.rejected([{"file": "c", "line": 4}], step=2)
     with (tmp_path / "rejected.jsonl").open("a") as file:
         file.write('{"half')
-    record.rewind(1)
+    record.rewind(1, print)
     kept = json.loads((tmp_path / "rejected.jsonl").read_text("utf-8"))
     assert kept == {"file": "a\u2028b.jsonl", "line": 3, "step": 1}
 
