@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import sys
@@ -10,12 +9,8 @@ import types
 
 import pytest
 import torch
-from rich.console import Console
-from safetensors.torch import load_file
 
-import posttrain
 from posttrain.core.config import key_names
-from posttrain.core.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("in_process", "torch_as_before")
 
@@ -33,50 +28,6 @@ def torch_as_before():
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
-
-
-class Bench:
-    """Runs beside each other; equal settings are trained once."""
-
-    def __init__(self, model, rows, folder):
-        self.model, self.rows, self.folder, self.done, self.said = model, rows, folder, {}, {}
-
-    def path(self, name: str, content) -> str:
-        """A file of text, or of JSON lines."""
-        path = self.folder / name
-        path.write_text(content if isinstance(content, str) else "".join(json.dumps(r) + "\n" for r in content))
-        return str(path)
-
-    def run(self, **values):
-        name = json.dumps(values, sort_keys=True, default=str)
-        if name not in self.done:
-            out = io.StringIO()
-            asked = {"model": self.model, "data": str(self.rows), "max_steps": 4, "batch_size": 8, "dtype": "float32",
-                     "method": "full", "learning_rate": 3e-3, "output_dir": self.folder / f"run{len(self.done)}"}
-            self.done[name] = posttrain.sft(console=Console(file=out, width=200), **(asked | values))
-            self.said[name] = out.getvalue()
-        return self.done[name]
-
-    def text(self, **values) -> str:
-        self.run(**values)
-        return self.said[json.dumps(values, sort_keys=True, default=str)]
-
-    def fails(self, **values) -> str:
-        with pytest.raises(UserError) as e:
-            self.run(**values)
-        return str(e.value)
-
-    def weights(self, **values):
-        return load_file(next(self.run(**values).model_path.glob("*.safetensors")))
-
-    def differ(self, one: dict, other: dict) -> bool:
-        a, b = self.weights(**one), self.weights(**other)
-        return a.keys() != b.keys() or any(a[n].shape != b[n].shape or not torch.equal(a[n], b[n]) for n in a)
-
-
-@pytest.fixture(scope="module")
-def bench(tiny_model, rows, tmp_path_factory):
-    return Bench(tiny_model, rows, tmp_path_factory.mktemp("keys"))
 
 
 def other_weights(**values):
@@ -338,7 +289,7 @@ CASES = {
     objective, model, model_config, tokenizer, chat_template, trust_remote_code, device, deterministic, threads,
     eval_data, eval_split, columns, max_length, overlong, bad_rows, max_lost, train_on, enable_thinking, template_date,
     num_train_epochs, max_steps, pack_tokens, gradient_checkpointing, lora_target_modules, output_dir, resume,
-    allow_changes,     save_steps, save_total_limit, eval_steps, logging_steps, report_to)}
+    allow_changes, save_steps, save_total_limit, eval_steps, logging_steps, report_to)}
 
 
 @pytest.mark.parametrize("key", key_names())
