@@ -182,7 +182,7 @@ def _settle_model(settings: Settings, ref, spec, note: Callable[[str], None]) ->
 
 def _train(session, console: Console, note: Callable[[str], None]) -> str:
     loop, settings = session.loop, session.loop.settings
-    progress = Progress(loop.loader.total, console, start=loop.state.step, every=settings.logging_steps)
+    progress = Progress(loop.total, console, start=loop.state.step, every=settings.logging_steps)
     caught: list[int] = []
 
     def stop(number, frame) -> None:

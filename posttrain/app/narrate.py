@@ -30,11 +30,12 @@ def tell_data(session, note: Callable[[str], None], console: Console) -> None:
          + f"; {head.trained_share:.1%} of their tokens are trained")
     if head.example is not None:
         print_example(console, head.example, session.spec)
-    note(f"{loader.total:,} updates, {loader.updates_per_epoch:,} per epoch of {loader.opened.rows_per_epoch:,} rows")
+    each = loader.updates_per_epoch * session.loop.objective.updates
+    note(f"{session.loop.total:,} updates, {each:,} per epoch of {loader.opened.rows_per_epoch:,} rows")
 
 
 def tell_how_to_go_on(session, name: str, folder: Path, note: Callable[[str], None]) -> int:
-    note(f"stopped by {name} after update {session.loop.state.step} of {session.loop.loader.total}; "
+    note(f"stopped by {name} after update {session.loop.state.step} of {session.loop.total}; "
          f"checkpoint {folder / 'checkpoints' / str(session.loop.state.step)}")
     note(f"go on with: posttrain {session.loop.settings.objective} --output_dir {quote(str(folder))} --resume")
     return 128 + signal.Signals[name]
@@ -50,7 +51,8 @@ def tell_result(run: Run, session, note: Callable[[str], None]) -> None:
          f"{tokens['masked']:,} + cut {tokens['cut']:,} + dropped {tokens['dropped']:,}")
     if (before := run.status.get("eval_loss_before")) is not None:
         after = session.loop.state.eval_loss
-        note(f"held-out loss: {before:.4f} before, {after:.4f} after ({(after - before) / before:+.1%})")
+        change = f" ({(after - before) / before:+.1%})" if before > 0 else ""
+        note(f"held-out loss: {before:.4f} before, {after:.4f} after{change}")
     note(f"model: {run.model_path}")
 
 

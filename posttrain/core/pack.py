@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .sequence import Sequence
+from .sequence import Row, Sequence
 
 
 @dataclass(slots=True)
@@ -22,7 +22,8 @@ class Pack:
     ids_T, positions_T, targets_T [T] int64; weights_T [T] float32 (0 at each sequence's last position);
     bounds [S+1] ints: sequence s is ids_T[bounds[s]:bounds[s+1]]; origins, sources, numbers [S]; atoms [A+1] ints:
     atom a is the sequences atoms[a] … atoms[a+1]-1; `columns` holds the sequences' facts ([S] float64) and whatever an
-    objective's `collect` adds, aligned with tokens ([T]) or sequences ([S]).
+    objective's `collect` adds, aligned with tokens ([T]) or sequences ([S]); rows [S] are those of prompts
+    that are to be answered.
     """
 
     ids_T: torch.Tensor
@@ -35,6 +36,7 @@ class Pack:
     atoms: list[int]
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
     numbers: list[int] = field(default_factory=list)
+    rows: list[Row | None] = field(default_factory=list)
 
     @property
     def lengths(self) -> list[int]:
@@ -44,7 +46,7 @@ class Pack:
         move = {k: v.to(device) for k, v in self.columns.items()}
         return Pack(self.ids_T.to(device), self.positions_T.to(device), self.targets_T.to(device),
                     self.weights_T.to(device), self.bounds, self.origins, self.sources, self.atoms, move,
-                    self.numbers)
+                    self.numbers, self.rows)
 
 
 def make_pack(sequences: Many[Sequence], atoms: Many[int] | None = None) -> Pack:
@@ -65,4 +67,4 @@ def make_pack(sequences: Many[Sequence], atoms: Many[int] | None = None) -> Pack
     facts = {name: torch.tensor([s.facts[name] for s in sequences], dtype=torch.float64) for name in sequences[0].facts}
     return Pack(as_tensor(ids), as_tensor(positions), as_tensor(targets), as_tensor(shifted), bounds,
                 [s.origin for s in sequences], [s.source for s in sequences], starts, facts,
-                [s.number for s in sequences])
+                [s.number for s in sequences], [s.row for s in sequences])

@@ -17,7 +17,8 @@ class Row:
     """One validated record. `origin` is PATH:N, N the 1-based line where it begins; `source` its index in `data`.
 
     conversation: `messages` as chat templates take them (role, content, and where present tool_calls,
-    reasoning_content, weight), `tools` as JSON schemas. text: `text` alone.
+    reasoning_content, weight), `tools` as JSON schemas. text: `text` alone. prompt: `messages` up to where
+    an answer would stand, and `raw`, the record as it was read, with `answer` where the row has one.
     """
 
     kind: str
@@ -26,6 +27,7 @@ class Row:
     messages: list[dict[str, Any]] = field(default_factory=list)
     tools: list[dict[str, Any]] | None = None
     text: str | None = None
+    raw: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -34,7 +36,8 @@ class Sequence:
 
     ids [L] int32, weights [L] float32 (weights[0] is 0: nothing precedes it), reasons [L] uint8 into REASONS; `facts`
     are numbers that belong to the whole sequence, such as the rank of an answer; `number` is its place among the
-    sequences of its update, whichever pack or rank it comes to lie in.
+    sequences of its update, whichever pack or rank it comes to lie in; `row` is what a prompt that is to be answered
+    was made of.
     """
 
     ids: np.ndarray
@@ -44,6 +47,7 @@ class Sequence:
     source: int = 0
     facts: dict[str, float] = field(default_factory=dict)
     number: int = 0
+    row: Row | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,18 @@ def _shown(value: Any) -> str:
 
 def attach_adapter(model, folder: Path, *, trainable: bool):
     """The base with an existing adapter on it, in float32, trainable or for inference; safetensors only."""
+    return _widened(_fitting(folder, lambda: PeftModel.from_pretrained(model, str(folder), is_trainable=trainable,
+                                                                       autocast_adapter_dtype=True)))
+
+
+def attach_beside(model, folder: Path, name: str):
+    """A frozen adapter of this name beside those that a PEFT model has, not switched on -> its PEFT config."""
+    _fitting(folder, lambda: model.load_adapter(str(folder), name, torch_device=str(model.device)))
+    return model.peft_config[name]
+
+
+def _fitting(folder: Path, load: Callable[[], Any]) -> Any:
+    """What `load` makes of an adapter's folder; what does not fit its base is a UserError."""
     if not (folder / "adapter_model.safetensors").is_file():
         pickled = (folder / "adapter_model.bin").is_file()
         raise UserError("the adapter has pickled weights only, and pickles can run code" if pickled else
@@ -92,12 +105,14 @@ def attach_adapter(model, folder: Path, *, trainable: bool):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
-            wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, autocast_adapter_dtype=True)
+            loaded = load()
         except (ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as e:
             raise _misfit(folder, str(e).strip()) from None
-    if lacking := [str(w.message) for w in said if "missing adapter keys" in str(w.message)]:
+    lacking = [str(w.message) for w in said if "missing adapter keys" in str(w.message)] or list(
+        getattr(loaded, "missing_keys", None) or [])
+    if lacking:
         raise _misfit(folder, lacking[0])
-    return _widened(wrapped)
+    return loaded
 
 
 def _misfit(folder: Path, found: str) -> UserError:

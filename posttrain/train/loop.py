@@ -10,6 +10,7 @@ from typing import Any
 from ..core.config import Settings
 from ..core.errors import UserError
 from ..core.pack import Pack
+from ..data.batch import Batch
 from ..data.judge import check_lost
 from ..data.ledger import Ledger
 from ..data.loader import Loader
@@ -33,15 +34,16 @@ class State:
     ledger: Ledger = field(default_factory=Ledger)
     eval_loss: float | None = None
     eval_loss_before: float | None = None
+    objective: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {"step": self.step, "epoch": self.epoch, "ledger": self.ledger.to_json(), "eval_loss": self.eval_loss,
-                "eval_loss_before": self.eval_loss_before}
+                "eval_loss_before": self.eval_loss_before, "objective": self.objective}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> State:
         return cls(saved["step"], saved["epoch"], Ledger.from_json(saved["ledger"]), saved["eval_loss"],
-                   saved["eval_loss_before"])
+                   saved["eval_loss_before"], saved.get("objective", {}))
 
 
 @dataclass(slots=True)
@@ -62,44 +64,72 @@ class Loop:
     held: list[Pack] = field(default_factory=list)
     state: State = field(default_factory=State)
     facts: dict[str, Any] = field(default_factory=dict)
+    clock: float = 0.0
     say: Say = lambda line: None
     should_stop: Callable[[], bool] = lambda: False
 
     def run(self) -> bool:
         """Updates from the state's step to the end -> True, or False where it was asked to stop before."""
-        settings, total = self.settings, self.loader.total
-        warmup = warmup_updates(total, settings.warmup_ratio, settings.warmup_steps)
         if self.held and self.state.step == 0:
-            self.state.eval_loss_before = self.validate()
-        began = time.perf_counter()  # an update's seconds hold the wait for its rows, not validation or saving
-        for batch in self.loader.batches(start=self.state.step):
+            self.state.eval_loss_before = self.validate()["eval_loss"]
+        self.clock = time.perf_counter()  # an update's seconds hold the wait for its rows, not validation or saving
+        for batch in self.loader.batches(start=self.state.step // self.objective.updates):
             self.state.ledger.merge(batch.ledger)
-            self.record.rejected(batch.rejected, batch.step)
-            rate = learning_rate(batch.step, total, settings.learning_rate, settings.lr_scheduler_type, warmup)
-            line = {"step": batch.step, "epoch": batch.epoch, "loss": None, "learning_rate": rate, "grad_norm": None}
-            if batch.atoms:
-                packs = lay_packs(batch.atoms, self.pack_tokens)
-                for update in self.objective.collect(packs, self.models):
-                    line |= self.update(update, batch.step, rate)
-            seconds = time.perf_counter() - began
-            tokens, trained = batch.ledger.trained + batch.ledger.masked, batch.ledger.trained
-            line |= {"tokens": tokens, "trained_tokens": trained, "tokens_per_second": tokens / seconds,
-                     "seconds": seconds}
-            self.state.step, self.state.epoch = batch.step, batch.epoch
-            done, stop = batch.step == total, self.should_stop()
-            if self.held and (done or self._is_time_to_validate(batch)):
-                line["eval_loss"] = self.state.eval_loss = self.validate()
-            self.record.metrics(line)
-            self.say(line)
+            before, step = self.state.step, batch.step * self.objective.updates
+            self.record.rejected(batch.rejected, step)
+            line = self.updates(batch, before) | {"step": step}
+            self.state.step, self.state.epoch, self.state.objective = step, batch.epoch, self.objective.state
+            done, stop = step == self.total, self.should_stop()
+            if self.held and (done or self._is_time_to_validate(batch, before)):
+                line |= (found := self.validate())
+                self.state.eval_loss = found["eval_loss"]
+            self.tell(line)
             if batch.epoch_ends:
                 self._judge()
-            if not done and (stop or (settings.save_steps and batch.step % settings.save_steps == 0)):
+            if not done and (stop or _passed(self.settings.save_steps, before, step)):
                 self.checkpoint()
             if stop and not done:
                 return False
-            began = time.perf_counter()
+            self.clock = time.perf_counter()
         self.record.ledger(self.state.ledger)
         return True
+
+    @property
+    def total(self) -> int:
+        """Updates of the whole run: of each batch of rows, as many as the objective makes."""
+        return self.loader.total * self.objective.updates
+
+    def updates(self, batch: Batch, before: int) -> dict[str, Any]:
+        """Every update of a batch after update `before` -> the last one's metrics; those of the others are told."""
+        line: dict[str, Any] = {}
+        packs = lay_packs(batch.atoms, self.pack_tokens) if batch.atoms else []
+        for step, update in enumerate(self.objective.collect(packs, self.models) if packs else [[]], before + 1):
+            if line:
+                self.tell(line)
+            rate = self.rate(step)
+            line = {"step": step, "epoch": batch.epoch, "loss": None, "learning_rate": rate, "grad_norm": None}
+            if update:
+                means = self.update(update, step, rate)
+                self.objective.updated(means)
+                line |= means | self.objective.facts
+            seconds = -self.clock + (now := time.perf_counter())
+            tokens = sum(len(pack.ids_T) for pack in update)
+            line |= {"tokens": tokens, "trained_tokens": sum(int(pack.weights_T.count_nonzero()) for pack in update),
+                     "tokens_per_second": tokens / seconds, "seconds": seconds}
+            self.clock = now
+        self.record.samples(self.objective.samples, before + 1)
+        return line
+
+    def rate(self, step: int) -> float:
+        """The learning rate of an update."""
+        settings = self.settings
+        warmup = warmup_updates(self.total, settings.warmup_ratio, settings.warmup_steps)
+        return learning_rate(step, self.total, settings.learning_rate, settings.lr_scheduler_type, warmup)
+
+    def tell(self, line: dict[str, Any]) -> None:
+        """One line of metrics, to the record and to whoever listens."""
+        self.record.metrics(line)
+        self.say(line)
 
     def update(self, packs: list[Pack], step: int, rate: float) -> dict[str, float]:
         """One optimizer step on these packs -> its means and the gradient's norm before clipping."""
@@ -110,9 +140,10 @@ class Loop:
         self.optimizer.step(rate, self.settings.max_grad_norm, norm)
         return means | {"grad_norm": float(norm)}
 
-    def validate(self) -> float:
-        """Mean loss over the held-out rows, nats per trained token."""
-        return evaluate(self.models, self.objective, self.held)["loss"]
+    def validate(self) -> dict[str, float]:
+        """What the objective finds on the held-out rows: `eval_loss`, of most its mean loss, and what else it tells."""
+        return self.objective.validate(self.held, self.models) or {
+            "eval_loss": evaluate(self.models, self.objective, self.held)["loss"]}
 
     def _judge(self) -> None:
         """Stop where an epoch lost too many rows; what it learnt is kept, for a resume that allows the loss."""
@@ -130,6 +161,11 @@ class Loop:
         save_checkpoint(self.record.folder / "checkpoints", self.state.step, self.optimizer.tensors(), state,
                         self.settings.save_total_limit)
 
-    def _is_time_to_validate(self, batch) -> bool:
+    def _is_time_to_validate(self, batch: Batch, before: int) -> bool:
         every = self.settings.eval_steps
-        return batch.step % every == 0 if every else batch.epoch_ends
+        return _passed(every, before, self.state.step) if every else batch.epoch_ends
+
+
+def _passed(every: int | None, before: int, step: int) -> bool:
+    """Whether a multiple of `every` lies among the updates after `before` up to `step`."""
+    return bool(every) and before // every != step // every

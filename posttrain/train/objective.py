@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -17,9 +17,27 @@ Logged = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(slots=True)
 class Models:
-    """The models an objective may ask in `collect`; supervised fine-tuning has a policy alone."""
+    """The models an objective may ask in `collect`; supervised fine-tuning has a policy alone.
+
+    Each is called as a Forward is; `reward` turns answers into scores, `rollout` prompts into answers.
+    """
 
     policy: Forward
+    reference: Any = None
+    critic: Any = None
+    reward: Any = None
+    rollout: Any = None
+
+    def passes(self, needs: frozenset[str]) -> list[tuple[Any, frozenset[str]]]:
+        """Which model gives what: a critic of its own fills the values, in a forward and backward of their own.
+
+        Their parameters are disjoint, so the gradient is that of the sum, and only one of them has its activations in
+        memory at a time (test_ppo.py::test_two_passes_are_one_gradient).
+        """
+        if self.critic is None or "values" not in needs:
+            return [(self.policy, needs)]
+        rest = needs - {"values"}
+        return [*([(self.policy, rest)] if rest else []), (self.critic, frozenset({"values"}))]
 
 
 class Objective:
@@ -31,6 +49,11 @@ class Objective:
 
     rows: ClassVar[frozenset[str]]
     needs: ClassVar[frozenset[str]]
+    updates: int = 1  # optimizer updates of one batch of rows
+    temperature: float = 1.0  # divides the logits of the policy's forwards
+    state: ClassVar[dict[str, Any]] = {}  # what a checkpoint keeps besides weights
+    facts: ClassVar[dict[str, float]] = {}  # joins each update's metrics
+    samples: ClassVar[list[dict[str, Any]]] = []  # what a batch leaves in samples.jsonl
 
     @classmethod
     def of(cls, settings: Settings) -> Objective:
@@ -44,6 +67,13 @@ class Objective:
     def collect(self, packs: Iterable[Pack], models: Models) -> Iterator[list[Pack]]:
         """The packs of each update, without gradients; here: one update, nothing added."""
         yield list(packs)
+
+    def updated(self, means: dict[str, float]) -> None:
+        """After each update, its means: the objective may raise, or leave out the rest of what `collect` yields."""
+
+    def validate(self, held: list[Pack], models: Models) -> dict[str, float]:
+        """What held-out rows show, `eval_loss` among it; here nothing, and the mean loss is taken."""
+        return {}
 
     def loss(self, out: Outputs, pack: Pack) -> tuple[torch.Tensor, dict[str, Logged]]:
         """The SUM over the pack's units, and sums to be logged: each divided by the same denominator, or, given as a

@@ -24,6 +24,7 @@ class Record:
         self.settings(settings)
         for name in ("metrics.jsonl", "rejected.jsonl"):
             self._write(name, "")
+        (self.folder / "samples.jsonl").unlink(missing_ok=True)
 
     def settings(self, settings: Settings) -> None:
         """config.yaml, as an input that starts the same run anew."""
@@ -31,7 +32,7 @@ class Record:
 
     def rewind(self, step: int, note: Callable[[str], None]) -> None:
         """Cut off what was logged after update `step`, or is no line of ours; the bytes before it stay as they are."""
-        for name in ("metrics.jsonl", "rejected.jsonl"):
+        for name in self._lists():
             path, end, last = self.folder / name, 0, 0
             with self._writing(name), path.open("a+b") as file:
                 file.seek(0)
@@ -47,9 +48,14 @@ class Record:
     def flush(self, ledger: Ledger) -> None:
         """Bring everything to the disk, the ledger too: a checkpoint that follows never knows more than they do."""
         self.ledger(ledger)
-        for name in ("metrics.jsonl", "rejected.jsonl"):
+        for name in self._lists():
             with self._writing(name), (self.folder / name).open("rb") as file:
                 os.fsync(file.fileno())
+
+    def _lists(self) -> list[str]:
+        """The files that grow line by line; samples only where an objective samples."""
+        sampled = ["samples.jsonl"] if (self.folder / "samples.jsonl").is_file() else []
+        return ["metrics.jsonl", "rejected.jsonl", *sampled]
 
     def metrics(self, line: dict[str, Any]) -> None:
         self._append("metrics.jsonl", [line])
@@ -57,6 +63,11 @@ class Record:
     def rejected(self, rows: list[dict[str, Any]], step: int) -> None:
         if rows:
             self._append("rejected.jsonl", [{**row, "step": step} for row in rows])
+
+    def samples(self, answers: list[dict[str, Any]], step: int) -> None:
+        """Some of the answers that update `step` was the first to learn from."""
+        if answers:
+            self._append("samples.jsonl", [{"step": step, **answer} for answer in answers])
 
     def ledger(self, ledger: Ledger) -> None:
         ledger.check()

@@ -99,6 +99,8 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     record, state = Record(folder), State()
     conditions = {"code": code_versions(), "layout": layout_of(settings.pack_tokens, policy.dtype, policy.device)}
     restore(settings, record, optimizer, state, conditions, loader, note)
+    if state.objective:
+        objective.state = state.objective
     optimizer.lower(policy.dtype, (PREFIX, *kept_wide(policy.model)))
     forward, how = prepare_forward(policy.model)
     forward.heads = policy.heads

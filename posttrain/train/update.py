@@ -36,14 +36,14 @@ def accumulate(models: Models, objective: Objective, packs: Many[Pack], seed: in
     for number, pack in enumerate(packs):
         torch.manual_seed(seed_for(seed, "dropout", step, number))
         pack = pack.to(models.policy.device)
-        out = models.policy(pack, objective.needs)
-        loss, more = objective.loss(out, pack)
-        (loss / denominator).backward()
-        for name, value in (("loss", loss), *more.items()):
-            if isinstance(value, tuple):
-                value, size = value
-                sizes[name] = sizes.get(name, 0) + size.double()
-            sums[name] = sums.get(name, 0) + value.detach().double()
+        for model, needs in models.passes(objective.needs):
+            loss, more = objective.loss(model(pack, needs, objective.temperature), pack)
+            (loss / denominator).backward()
+            for name, value in (("loss", loss), *more.items()):
+                if isinstance(value, tuple):
+                    value, size = value
+                    sizes[name] = sizes.get(name, 0) + size.double()
+                sums[name] = sums.get(name, 0) + value.detach().double()
     counts = {name: float(sizes.get(name, denominator)) for name in sums}
     return {name: float(value) / counts[name] for name, value in sums.items() if counts[name]}
 
