@@ -8,13 +8,16 @@ from typing import Any
 from posttrain import __version__
 from posttrain.core.config import Settings, dump_config
 
+NAMES = {"full": "Fine-tuned from", "lora": "LoRA adapter on", "qlora": "LoRA adapter, trained on 4-bit weights of"}
+NF4 = 'nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)'
+
 
 def model_card(settings: Settings, session: Any) -> str:
     """README.md of the model folder: base, data, settings, ledger, how to load it."""
     loop, spec = session.loop, session.spec
     ledger = loop.state.ledger.to_json()
     base = session.policy.ref.base if session.policy.ref else None
-    lora = settings.method == "lora"
+    lora = settings.adapts
     named = base if base and not Path(base).exists() else None
     head = ["---", "library_name: " + ("peft" if lora else "transformers"), "tags: [posttrain, sft]"]
     head += [f"base_model: {named}"] if named else []
@@ -22,7 +25,7 @@ def model_card(settings: Settings, session: Any) -> str:
                      f"{'' if s['share'] is None else format(s['share'], '.0%')} |" for s in loop.loader.opened.sources)
     load = ("AutoPeftModelForCausalLM" if lora else "AutoModelForCausalLM")
     lines = [*head, "---", "", f"# {loop.record.folder.name}", "",
-             f"{'LoRA adapter on' if lora else 'Fine-tuned from'} `{named or settings.model}`"
+             f"{NAMES[settings.method]} `{named or settings.model}`"
              if base else "Trained from scratch", f"with posttrain {__version__}.", "",
              "## Data", "", "| source | rows | format | share of an update |", "| --- | --- | --- | --- |", rows, "",
              "## What became of it", "",
@@ -30,9 +33,11 @@ def model_card(settings: Settings, session: Any) -> str:
     if loop.state.eval_loss is not None:
         lines += [f"Held-out loss: {loop.state.eval_loss_before:.4f} before, {loop.state.eval_loss:.4f} after "
                   "(nats per trained token).", ""]
-    lines += ["## Use", "", "```python", "from transformers import AutoTokenizer",
-              f"from {'peft' if lora else 'transformers'} import {load}", "",
-              f'model = {load}.from_pretrained("THIS_FOLDER")',
+    four_bit = settings.method == "qlora"
+    lines += ["## Use", "", "```python",
+              f"from transformers import {'AutoTokenizer, BitsAndBytesConfig' if four_bit else 'AutoTokenizer'}",
+              f"from {'peft' if lora else 'transformers'} import {load}", "", *([NF4] if four_bit else []),
+              f'model = {load}.from_pretrained("THIS_FOLDER"{", quantization_config=nf4" if four_bit else ""})',
               'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")', "```", "",
               f"Chat template: {spec.template_name}. Turns end with "
               + ", ".join(f"`{spec.decode([i])}`" for i in spec.stop_ids)

@@ -23,6 +23,7 @@ from posttrain.app.run import Run
 from posttrain.app.runs import fresh_run
 from posttrain.core.config import Settings, choices
 from posttrain.core.errors import SettingsError, UserError
+from posttrain.core.extras import need_extra
 
 # What a start that was killed may have made before it wrote its settings: in the way of nothing.
 BEGUN = {"tokenizer", "architecture.yaml", ".config.yaml.partial"}
@@ -50,6 +51,8 @@ def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
             return Run(settings.output_dir)
     for name in settings.report_to:
         need(name)
+    if settings.method == "qlora":
+        need_extra("bitsandbytes", "qlora", where="method", found="qlora", instead="set method: lora")
     folder = run_folder(settings)
     settings, chosen = settle(settings, folder)
     for key, value, why in chosen:
@@ -171,7 +174,7 @@ def _keep_architecture(settings: Settings, folder: Path) -> Settings:
 def _settle_model(settings: Settings, ref, spec, note: Callable[[str], None]) -> Settings:
     """Settings with what the model and its tokenizer decide: an adapter's shape, and a template's "today"."""
     update: dict[str, Any] = {"template_date": spec.date}
-    if ref is not None and ref.adapter and settings.method == "lora":
+    if ref is not None and ref.adapter and settings.adapts:
         from posttrain.model.adapters import continued_shape
 
         update |= continued_shape(settings, ref.adapter)

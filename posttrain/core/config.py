@@ -67,8 +67,10 @@ class Settings(BaseModel):
     shuffle: bool = key("data", True, "a new order each epoch, from the seed")
 
     # -- training
-    method: Literal["full", "lora"] = key("training", "lora", "train all weights, or low-rank adapters")
-    learning_rate: float | None = key("training", None, "peak rate; default 2e-4 for lora, 2e-5 for full", gt=0)
+    method: Literal["full", "lora", "qlora"] = key("training", "lora", "train all weights, low-rank adapters, or "
+                                                                       "adapters on a base of 4 bits a weight")
+    learning_rate: float | None = key("training", None, "peak rate; default 2e-4 for lora and qlora, 2e-5 for full",
+                                      gt=0)
     num_train_epochs: float = key("training", 3.0, "passes over the data", gt=0)
     max_steps: int | None = key("training", None, "stop after this many updates instead", ge=1)
     batch_size: int = key("training", 16, "rows per update, over everything: mathematics", ge=1)
@@ -91,6 +93,10 @@ class Settings(BaseModel):
     lora_alpha: float = key("training", 32, "the update is scaled by alpha / r", gt=0)
     lora_dropout: float = key("training", 0.0, "dropout before the adapters", ge=0, lt=1)
     lora_target_modules: list[str] = key("training", ["all-linear"], "layers that get an adapter, by name")
+    use_rslora: bool = key("training", False, "scale the adapters by alpha / sqrt(r), so that a high rank learns as "
+                                              "fast as a low one")
+    use_dora: bool = key("training", False, "train each row's length apart from its direction: better at low rank, "
+                                            "slower")
     seed: int = key("training", 42, "of everything random", ge=0)
 
     # -- run
@@ -159,8 +165,15 @@ class Settings(BaseModel):
             raise ValueError("eval_data and eval_split exclude each other: drop one")
         if not self.data:
             raise ValueError("data is empty: name at least one file")
+        if self.method == "qlora" and self.dtype == "float64":
+            raise ValueError("method: qlora computes in bfloat16 or float32, not float64: drop dtype")
         self._no_idle_key()
         return self
+
+    @property
+    def adapts(self) -> bool:
+        """Whether adapters are trained on a frozen base."""
+        return self.method != "full"
 
     def _no_idle_key(self) -> None:
         """Nothing that a user set is ignored: a key that would change nothing beside another is an error."""
@@ -168,8 +181,8 @@ class Settings(BaseModel):
             if self._is_set(name) and self.objective not in (verbs := users_of(name)):
                 raise ValueError(f"{name} changes nothing in `posttrain {self.objective}`: drop it (it belongs to "
                                  f"{', '.join(verbs)})")
-        if self.method == "full" and (idle := [k for k in type(self).model_fields if k.startswith("lora_") and
-                                               self._is_set(k)]):
+        if not self.adapts and (idle := [k for k in type(self).model_fields if k.startswith(("lora_", "use_")) and
+                                         self._is_set(k)]):
             raise ValueError(f"{', '.join(idle)}: nothing to adapt under method: full; drop, or set method: lora")
         if self.architecture and self._is_set("model"):
             raise ValueError("model and model_config exclude each other: drop one")
@@ -275,7 +288,7 @@ def choices(settings: Settings) -> list[tuple[str, Any, str]]:
     """Values the program chooses from the settings alone: (key, value, reason)."""
     made = []
     if settings.learning_rate is None:
-        lora = settings.method == "lora"
+        lora = settings.adapts
         made.append(("learning_rate", 2e-4 if lora else 2e-5, "the LoRA default; full fine-tuning would take 2e-5"
                      if lora else "the default of full fine-tuning; LoRA would take 2e-4"))
     if "pack_tokens" not in settings.model_fields_set and settings.pack_tokens != PACK_TOKENS:

@@ -15,19 +15,23 @@ from safetensors import SafetensorError
 from ..core.config import Settings
 from ..core.errors import UserError
 from ..core.seeds import seed_for
+from .quantize import count_weights
 
 
 def add_lora(model, *, r: int, alpha: float, dropout: float, targets: list[str], seed: int,
-             new_tokens: list[int] | None = None):
+             new_tokens: list[int] | None = None, dora: bool = False, rslora: bool = False):
     """Wrap a causal model with fresh float32 adapters; `new_tokens` are embedding rows to be trained too.
 
-    W' = W + (alpha / r) B A, with A random and B zero, so the first forward is the base's (Hu et al. 2021, eq. 3).
-    A target that matches no layer is a UserError with the nearest names.
+    W' = W + s B A, with A random and B zero, so the first forward is the base's; s = alpha / r (Hu et al. 2021, eq. 3),
+    or alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023, sec. 3). dora: W' = m (W + s B A) / |W + s B A|, with the length m
+    of each row trained too (DoRA, Liu et al. 2024, eq. 5). A target that matches no layer is a UserError with the
+    nearest names.
     """
     chosen = "all-linear" if targets == ["all-linear"] else targets
     if chosen != "all-linear":
         _check_targets(model, targets)
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen, task_type="CAUSAL_LM",
+                        use_dora=dora, use_rslora=rslora,
                         trainable_token_indices=_token_rows(model, new_tokens))
     torch.manual_seed(seed_for(seed, "adapters"))
     with warnings.catch_warnings():
@@ -59,7 +63,7 @@ def _widened(model):
 
 
 def continued_shape(settings: Settings, folder: Path) -> dict[str, Any]:
-    """The `lora_` keys of an adapter that is trained further; one that was set otherwise is a UserError."""
+    """The keys that shape an adapter which is trained further; one that was set otherwise is a UserError."""
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, LoraConfig):
         raise UserError("only a LoRA adapter can be trained further", where=str(folder),
@@ -68,7 +72,7 @@ def continued_shape(settings: Settings, folder: Path) -> dict[str, Any]:
     targets = config.target_modules or []
     targets = [targets] if isinstance(targets, str) else sorted({name.rsplit(".", 1)[-1] for name in targets})
     shape = {"lora_r": config.r, "lora_alpha": float(config.lora_alpha), "lora_dropout": config.lora_dropout,
-             "lora_target_modules": targets}
+             "lora_target_modules": targets, "use_rslora": config.use_rslora, "use_dora": config.use_dora}
     for key, is_so in shape.items():
         asked = getattr(settings, key)
         if key in settings.model_fields_set and (sorted(asked) if isinstance(asked, list) else asked) != is_so:
@@ -79,6 +83,8 @@ def continued_shape(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return ", ".join(value) if isinstance(value, list) else f"{value:g}"
 
 
@@ -134,8 +140,8 @@ def _check_targets(model, targets: list[str]) -> None:
 
 
 def count_parameters(model) -> tuple[int, int]:
-    """(trainable, total) parameters, tied ones counted once."""
-    total = sum(p.numel() for p in model.parameters())
+    """(trainable, total) parameters, tied ones counted once, packed ones by the weights they stand for."""
+    total = sum(count_weights(p) for p in model.parameters())
     return sum(p.numel() for p in model.parameters() if p.requires_grad), total
 
 

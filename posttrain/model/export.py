@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from .checkpoint import writing
+from .identity import write_base
 from .policy import Policy
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -22,7 +23,8 @@ Masters = dict[str, Callable[[], torch.Tensor]]
 def export_model(folder: Path, policy: Policy, masters: Masters, spec: Any, card: str) -> Path:
     """Write `folder`: safetensors, tokenizer with its template, generation_config with the stop tokens, card.
 
-    full: every weight in the type the base is stored in. lora: a PEFT folder with float32 adapters, naming its base.
+    full: every weight in the type the base is stored in. else a PEFT folder with float32 adapters, which
+    names its base and knows its hash.
     `masters` make the trained weights by parameter name, one at a time: all of them in float32 would be the largest
     thing in memory. Written beside and renamed, so a folder of this name is whole.
     """
@@ -69,6 +71,7 @@ def _adapter(folder: Path, policy: Policy, masters: Masters) -> None:
             if name in held:
                 p.data = held[name]
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card; ours follows
+    write_base(folder, policy.base)
 
 
 def generation_config(model, spec: Any) -> GenerationConfig:

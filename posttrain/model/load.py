@@ -13,24 +13,37 @@ from transformers.utils import logging as hf_logging
 
 from ..core.errors import UserError
 from ..core.seeds import seed_for
+from .quantize import need_bitsandbytes, nf4
 from .resolve import ModelRef
 
+FOUR_BIT = ("nf4", "fp4")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
 
 def load_causal(ref: ModelRef, *, dtype: torch.dtype, device: torch.device | str = "cpu",
-                trust_remote_code: bool = False):
+                trust_remote_code: bool = False, four_bit: bool = False):
     """The whole weights behind a reference, as a transformers causal model in `dtype` on `device`, in eval mode.
 
     A weight that the files lack, or hold in another shape, is an error: transformers would make one up
-    (test_load.py::test_weights_are_never_made_up).
+    (test_load.py::test_weights_are_never_made_up). `four_bit`: linear layers as NF4, the rest in the stored type.
     """
     check_weights(ref.base)
     quiet_transformers()
+    how: dict[str, Any] = {"dtype": dtype}
+    packed = _packed_as(ref.base, trust_remote_code)
+    if four_bit or packed in FOUR_BIT:
+        need_bitsandbytes(ref.base)
+        how["device_map"] = {"": device}  # a layer is packed where it will stay
+        if not packed:
+            how |= nf4(base_dtype(ref.base, trust_remote_code))
+    if four_bit and packed and packed not in FOUR_BIT:
+        raise UserError("the base is quantized already, in another way", where=ref.base, found=packed,
+                        expected="whole weights, or those of bitsandbytes in 4 bits",
+                        fix="name the unquantized model")
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            ref.base, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, low_cpu_mem_usage=True,
-            output_loading_info=True, ignore_mismatched_sizes=True)
+            ref.base, trust_remote_code=trust_remote_code, use_safetensors=True, low_cpu_mem_usage=True,
+            output_loading_info=True, ignore_mismatched_sizes=True, **how)
     except (OSError, SafetensorError) as e:
         raise _load_error(ref, e) from None
     except ValueError as e:
@@ -43,7 +56,20 @@ def load_causal(ref: ModelRef, *, dtype: torch.dtype, device: torch.device | str
         raise UserError("the model needs a package that is not installed", where=ref.base,
                         found=str(e).strip().split("\n")[0], fix="install it, or name the unquantized model") from None
     _check_complete(ref, found)
-    return model.to(device).eval()
+    return (model if "device_map" in how else model.to(device)).eval()
+
+
+def _packed_as(base: str, trust_remote_code: bool) -> str:
+    """How the files hold quantized weights: nf4, fp4, 8-bit, or another tool's name; '' for whole ones."""
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError):  # what is wrong with it is said when the model is loaded
+        return ""
+    how = getattr(config, "quantization_config", None) or {}
+    how = how if isinstance(how, dict) else how.to_dict()
+    if how.get("quant_method") != "bitsandbytes":
+        return str(how.get("quant_method", "quantized")) if how else ""
+    return how.get("bnb_4bit_quant_type", "fp4") if how.get("load_in_4bit") else "bitsandbytes in 8 bits"
 
 
 def _check_complete(ref: ModelRef, found: dict[str, Any]) -> None:

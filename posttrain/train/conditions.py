@@ -20,9 +20,10 @@ _ROOT = Path(__file__).resolve().parents[1]
 Conditions = dict[str, dict[str, Any]]
 
 
-def code_versions() -> dict[str, str]:
+def code_versions(four_bit: bool = False) -> dict[str, str]:
     """The version of everything whose code decides about the numbers; ours with a checksum of its source."""
-    return {"posttrain": f"{__version__}, source {_source()}"} | {name: version(name) for name in PACKAGES}
+    packages = (*PACKAGES, "bitsandbytes") if four_bit else PACKAGES
+    return {"posttrain": f"{__version__}, source {_source()}"} | {name: version(name) for name in packages}
 
 
 @cache

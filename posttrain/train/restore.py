@@ -10,6 +10,7 @@ from ..core.config import Settings
 from ..core.errors import SettingsError, UserError
 from ..data.loader import Loader
 from ..model.checkpoint import latest_checkpoint, load_checkpoint
+from ..model.policy import Policy, check_same_base
 from .conditions import Conditions, data_files, differences
 from .loop import State
 from .optim import MasterAdamW
@@ -17,7 +18,7 @@ from .record import Record
 
 
 def restore(settings: Settings, record: Record, optimizer: MasterAdamW, state: State, conditions: Conditions,
-            loader: Loader, note: Callable[[str], None]) -> None:
+            loader: Loader, note: Callable[[str], None], policy: Policy) -> None:
     """Under `resume`: masters, moments and state of the newest checkpoint that verifies; else a fresh record.
 
     A file of the data, a version or the layout that changed since is an error, or with `allow_changes` a note
@@ -32,6 +33,7 @@ def restore(settings: Settings, record: Record, optimizer: MasterAdamW, state: S
         note("no checkpoint yet: starting at update 0")
         return record.start(settings)
     files, saved = load_checkpoint(path)
+    check_same_base(policy, saved, path)
     changed = differences(saved["conditions"], conditions | {"data": data_files(loader.files())})
     if changed and not settings.allow_changes:
         raise SettingsError(changed)

@@ -97,8 +97,9 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     optimizer = MasterAdamW(policy.named_parameters(), beta1=settings.adam_beta1, beta2=settings.adam_beta2,
                             eps=settings.adam_epsilon, weight_decay=settings.weight_decay)
     record, state = Record(folder), State()
-    conditions = {"code": code_versions(), "layout": layout_of(settings.pack_tokens, policy.dtype, policy.device)}
-    restore(settings, record, optimizer, state, conditions, loader, note)
+    conditions = {"code": code_versions(policy.base.four_bit),
+                  "layout": layout_of(settings.pack_tokens, policy.dtype, policy.device)}
+    restore(settings, record, optimizer, state, conditions, loader, note, policy)
     if state.objective:
         objective.state = state.objective
     optimizer.lower(policy.dtype, (PREFIX, *kept_wide(policy.model)))
@@ -114,7 +115,7 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
         spec.save(folder / "tokenizer")
     facts = {"base": str(Path(ref.base).resolve()) if ref and Path(ref.base).exists() else (ref.base if ref else ""),
              "adapter": str(ref.adapter.resolve()) if ref and ref.adapter else None, "vocab_size": spec.vocab_size,
-             "new_tokens": new_tokens, "conditions": conditions}
+             "base_hash": policy.base.sha256, "new_tokens": new_tokens, "conditions": conditions}
     loop = Loop(settings, Models(forward), objective, optimizer, loader, record, settings.pack_tokens,
                 held=_held_packs(settings, loader, settings.pack_tokens, note), state=state, facts=facts)
     return Session(loop, policy, spec, head, record, began)

@@ -48,6 +48,8 @@ def test_together():
 
 @pytest.mark.parametrize(("values", "said"), [
     ({"method": "full", "lora_r": 4, "lora_dropout": 0.1}, "lora_r, lora_dropout: nothing to adapt under method: full"),
+    ({"method": "full", "use_dora": True}, "use_dora: nothing to adapt under method: full"),
+    ({"method": "qlora", "dtype": "float64"}, "method: qlora computes in bfloat16 or float32, not float64: drop dtype"),
     ({"model": "a", "model_config": "b.yaml", "method": "full"}, "model and model_config exclude each other"),
     ({"warmup_ratio": 0.1, "warmup_steps": 5}, "warmup_ratio and warmup_steps exclude each other"),
     ({"eval_steps": 5}, "eval_steps has no rows to validate on: set eval_data or eval_split")])

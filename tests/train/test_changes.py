@@ -69,7 +69,7 @@ def test_the_data_changed(run, data, capsys):
 
 
 @pytest.mark.parametrize(("function", "value", "where"), [
-    ("code_versions", lambda: code_versions() | {"torch": "9.9"}, "torch"),
+    ("code_versions", lambda *_: code_versions() | {"torch": "9.9"}, "torch"),
     ("layout_of", lambda *_: {"pack_tokens": 4096, "threads": 99}, "threads")], ids=["code", "threads"])
 def test_the_code_or_the_layout_changed(run, monkeypatch, capsys, function, value, where):
     whole, folder = weights(run), stop_at(run, 2)

@@ -285,6 +285,8 @@ CASES = {
     "lora_r": other_adapter(lora_r=4),
     "lora_alpha": other_adapter(lora_alpha=4),
     "lora_dropout": other_adapter(lora_dropout=0.5),
+    "use_rslora": other_adapter(use_rslora=True),
+    "use_dora": other_adapter(use_dora=True),
 } | {case.__name__: case for case in (
     objective, model, model_config, tokenizer, chat_template, trust_remote_code, device, deterministic, threads,
     eval_data, eval_split, columns, max_length, overlong, bad_rows, max_lost, train_on, enable_thinking, template_date,

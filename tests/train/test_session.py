@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from importlib.util import find_spec
 
 import pytest
 from safetensors.torch import load_file
@@ -20,6 +21,8 @@ KEYS = ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "traine
         "seconds"]
 CLOCK = ("tokens_per_second", "seconds")
 WORDS = ("red", "green", "blue", "one", "two", "three", "cat", "dog", "bird", "sun", "moon", "sky")
+METHODS = ("full", "lora", pytest.param("qlora", marks=pytest.mark.skipif(
+    not find_spec("bitsandbytes"), reason="pip install 'posttrain[qlora]'")))
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -56,13 +59,13 @@ def cut_back(run: Run, step: int, tmp_path) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_folder_of_a_run(train, method):
     run = train(method=method)
     made = {p.name for p in run.path.iterdir()}
     assert made == {"config.yaml", "ledger.json", "metrics.jsonl", "rejected.jsonl", "run.json", "tokenizer", "model"}
     plain = {"config.json", "model.safetensors"}
-    peft = {"adapter_config.json", "adapter_model.safetensors"}
+    peft = {"adapter_config.json", "adapter_model.safetensors", "base.json"}
     assert {p.name for p in run.model_path.iterdir()} == (plain if method == "full" else peft) | {
         "README.md", "chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert (run.path / "rejected.jsonl").read_text() == ""
@@ -109,7 +112,7 @@ def test_the_ledger_has_this_shape_and_balances(train, tmp_path):
     assert {r["reason"] for r in listed} == {"empty answer"}
 
 
-@pytest.mark.parametrize(("method", "rate"), [("full", 3e-3), ("lora", 1e-2)])
+@pytest.mark.parametrize(("method", "rate"), [("full", 3e-3), ("lora", 1e-2), ("qlora", 1e-2)])
 def test_a_toy_is_learnt(train, tmp_path, method, rate):
     path = tmp_path / "toy.json"
     answers = dict(zip(WORDS, WORDS[5:] + WORDS[:5], strict=True))
@@ -130,9 +133,9 @@ def test_lora_leaves_the_base_as_it_was(train, tiny_model):
     assert names and all("lora_A" in n or "lora_B" in n for n in names)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_resolved_file_gives_the_same_bits(train, tmp_path, method):
-    run = train(method=method, pack_tokens="auto", learning_rate=None, lora_dropout=0.1 * (method == "lora"))
+    run = train(method=method, pack_tokens="auto", learning_rate=None, lora_dropout=0.1 * (method != "full"))
     config = read_config(run.path / "config.yaml")
     assert isinstance(config["pack_tokens"], int) and config["learning_rate"] and config["template_date"]
     again = posttrain.sft(**config | {"output_dir": tmp_path / "again"})
@@ -168,6 +171,8 @@ RUNS = {
     "epochs": {"max_steps": None, "num_train_epochs": 2, "batch_size": 48, "lora_dropout": 0.1},
     "recompute": {"gradient_checkpointing": True, "lora_dropout": 0.2},
     "validated": {"eval_split": 0.1, "eval_steps": 2},
+    "qlora": {"method": "qlora", "lora_dropout": 0.2, "dtype": "bfloat16", "eval_split": 0.1, "eval_steps": 2},
+    "dora": {"method": "qlora", "use_dora": True, "gradient_checkpointing": True, "dtype": "bfloat16"},
 }
 
 
@@ -196,8 +201,9 @@ def test_updates_without_a_row_do_not_count_as_steps_of_the_optimizer(train, tmp
     assert listed[0] == listed[1] and listed[0].count("\n") == 12
 
 
-def test_gradient_checkpointing_changes_memory_only(train):
-    plain, recomputed = train("a"), train("b", gradient_checkpointing=True)
+@pytest.mark.parametrize("method", METHODS)
+def test_gradient_checkpointing_changes_memory_only(train, method):
+    plain, recomputed = train("a", method=method), train("b", method=method, gradient_checkpointing=True)
     assert weights(plain) == weights(recomputed)
 
 
