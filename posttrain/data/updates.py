@@ -54,8 +54,10 @@ class Updates:
         """
         settings, order = self.settings, self.order
         places: list[tuple[int, int, int]] = []
+        ends: list[int] = []  # of the updates, in places
         for n in range(min(order.updates_per_epoch, order.total)):
             places += order.places(n)
+            ends.append(len(places))
             if len(places) >= HEAD_ROWS:
                 break
         rows = [self._read(source, self.held[source].row(i)) for source, i, _ in places[:HEAD_ROWS]]
@@ -72,7 +74,9 @@ class Updates:
         atoms, ledger = settle(outcomes)
         lengths = sorted(o.rendered for o in outcomes if not o.error)
         notes = dict(Counter(note for o in outcomes for note in o.notes))
-        head = Head(ledger, lengths, thinking, why, atoms[0][0] if atoms else None, notes=notes)
+        sizes = [sum(len(s) for s in o.sequences) for o in outcomes]
+        updates = [sum(sizes[a:b]) for a, b in zip([0, *ends], ends, strict=False) if b <= len(outcomes)]
+        head = Head(ledger, lengths, thinking, why, atoms[0][0] if atoms else None, notes=notes, updates=updates)
         for outcome in outcomes:
             if outcome.dropped:
                 head.first_lost.setdefault(outcome.dropped, outcome.origin)

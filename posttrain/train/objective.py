@@ -75,6 +75,10 @@ class Objective:
         """What held-out rows show, `eval_loss` among it; here nothing, and the mean loss is taken."""
         return {}
 
+    def rehearsed(self, packs: list[Pack], models: Models) -> list[Pack]:
+        """The packs of a made-up update, every token weighing 1, with the columns that `loss` reads."""
+        return next(iter(self.collect(packs, models)))
+
     def loss(self, out: Outputs, pack: Pack) -> tuple[torch.Tensor, dict[str, Logged]]:
         """The SUM over the pack's units, and sums to be logged: each divided by the same denominator, or, given as a
         pair (sum, size), by the sum of its own sizes."""

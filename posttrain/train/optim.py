@@ -33,6 +33,7 @@ class MasterAdamW:
         self.steps = 0
         self._sums: list[torch.Tensor | None] = [None] * len(self.named)
         self._summing = False
+        self._dry = ""  # in a rehearsal: whether the moments are "fresh" or "restored"
 
     def lower(self, dtype: torch.dtype, keep: Iterable[str] = ()) -> None:
         """Let the model compute in `dtype`; parameters whose name holds one of `keep` stay as they are."""
@@ -101,6 +102,14 @@ class MasterAdamW:
             self._apply(batch, rate, decays, scale)
         self.begin(1)
 
+    @torch.no_grad()
+    def rehearse(self) -> None:
+        """A step that takes what a step takes and changes nothing: masters are dropped, fresh moments given back."""
+        steps, moments = self.steps, self.moments
+        self._dry = "restored" if moments[0] else "fresh"
+        self.step(0.0, 1.0, self.norm())
+        self.steps, self.moments, self._dry = steps, moments, ""
+
     def gradient(self, i: int) -> torch.Tensor | None:
         """The gradient of parameter i, summed or as it came."""
         return self._sums[i] if self._sums[i] is not None else self.named[i][1].grad
@@ -113,15 +122,20 @@ class MasterAdamW:
             return self.named[i][1].data.view(-1)[a:b]
 
         masters = [part(*at) if self.low[at[0]] is None else join(part(*at), flat(self.low, *at)) for at in batch]
+        moments = [[flat(m, *at) for at in batch] for m in self.moments]
+        if self._dry:
+            masters = [m.clone() for m in masters]
+        if self._dry == "restored":
+            moments = [[m.clone() for m in kind] for kind in moments]
         grads = [self.gradient(i).reshape(-1)[a:b].to(m.dtype) for (i, a, b), m in zip(batch, masters, strict=True)]
         if scale != 1.0:
             grads = torch._foreach_mul(grads, scale)
         count = [torch.tensor(float(self.steps - 1), device=m.device) for m in masters]
-        adamw(masters, list(grads), *([flat(m, *at) for at in batch] for m in self.moments), [], count,
+        adamw(masters, list(grads), *moments, [], count,
               fused=True, amsgrad=False, beta1=self.beta1, beta2=self.beta2, lr=rate,
               weight_decay=self.weight_decay if decays else 0.0, eps=self.eps, maximize=False)
         for (i, a, b), master in zip(batch, masters, strict=True):
-            if self.low[i] is not None:
+            if self.low[i] is not None and not self._dry:
                 split(master, part(i, a, b), flat(self.low, i, a, b))
             if b == self.named[i][1].numel():  # its last piece: the gradient's memory is free for the next ones
                 self.named[i][1].grad = self._sums[i] = None

@@ -23,6 +23,7 @@ from ..model.checkpoint import writing
 from ..model.device import choose_device, choose_dtype
 from ..model.export import export_model
 from ..model.heads import PREFIX, make_heads
+from ..model.memory import Memory
 from ..model.noise import EmbeddingNoise
 from ..model.policy import Policy, build_policy, kept_wide
 from ..model.probe import prepare_forward
@@ -32,6 +33,7 @@ from .loop import Loop, State
 from .objective import Models, Objective
 from .optim import MasterAdamW
 from .record import Record
+from .rehearsal import hold_rehearsal
 from .restore import restore
 from .update import lay_packs
 
@@ -87,6 +89,7 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     `note` is told every choice with its reason, in the order a reader wants them. The loader works meanwhile.
     """
     set_determinism(settings)
+    memory = Memory.begin(choose_device(settings.device)[0])
     loader.begin_files()
     new_tokens = [spec.control[token] for token in spec.new_tokens]
     policy = build_policy(settings, ref, vocab_size=spec.vocab_size, new_tokens=new_tokens,
@@ -118,6 +121,7 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
              "base_hash": policy.base.sha256, "new_tokens": new_tokens, "conditions": conditions}
     loop = Loop(settings, Models(forward), objective, optimizer, loader, record, settings.pack_tokens,
                 held=_held_packs(settings, loader, settings.pack_tokens, note), state=state, facts=facts)
+    hold_rehearsal(loop, policy, head, memory, note)
     return Session(loop, policy, spec, head, record, began)
 
 

@@ -1,0 +1,70 @@
+"""What memory this process holds, what it held at most, and what it could still get."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+GROUP = Path("/sys/fs/cgroup")  # a container's own limit
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A device's memory, counted from what was held when this was made.
+
+    On CUDA what torch allocated; on CPU the resident memory of the process.
+    """
+
+    device: torch.device
+    held: int
+
+    @classmethod
+    def begin(cls, device: torch.device) -> Memory:
+        """Count from here: a peak of the past is forgotten where the system can do that."""
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return cls(device, torch.cuda.memory_allocated(device))
+        with contextlib.suppress(OSError):
+            PEAK.write_text("5")
+        return cls(device, psutil.Process().memory_info().rss)
+
+    def peak(self) -> int:
+        """Bytes held at most since `begin`, above what was held then."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) - self.held
+        return max(0, _highest() - self.held)
+
+
+def _highest() -> int:
+    if STATUS.is_file():
+        line = next(ln for ln in STATUS.read_text().splitlines() if ln.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return highest if sys.platform == "darwin" else highest * 1024
+
+
+def available(device: torch.device) -> int:
+    """Bytes that a new process could take on this device, a container's limit counted."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes",
+                                                           "memory/memory.usage_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            free = min(free, int((GROUP / limit).read_text()) - int((GROUP / used).read_text()))
+    return max(0, free)
+
+
+def size(bytes_: float) -> str:
+    """Bytes for people: 13.2 GB, 842 MB, 1.7 MB."""
+    if bytes_ >= 1e9:
+        return f"{bytes_ / 1e9:.1f} GB"
+    return f"{bytes_ / 1e6:.{0 if bytes_ >= 1e7 else 1}f} MB"
