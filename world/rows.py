@@ -27,7 +27,7 @@ def instruction_rows(kinds: list[Kind], seed: int) -> list[dict[str, str]]:
 
 
 def held_out_questions(kinds: list[Kind], seed: int) -> list[dict[str, str]]:
-    """One question per held-out fact, and the same fact as prose (`prefix`, `completion`)."""
+    """One question per held-out fact, and the same fact as prose (`prefix`, `continuation`)."""
     rng = random.Random(f"{seed} held out")
     questions = []
     for kind in kinds:
@@ -42,7 +42,7 @@ def held_out_questions(kinds: list[Kind], seed: int) -> list[dict[str, str]]:
             ask = fact.ask[0] if fact in first else rng.choice(fact.ask)
             questions.append({"prompt": ask, "answer": fact.answer, "kind": f"{fact.kind}-{fact.language}",
                               "subject": fact.subject, "value": fact.value, "prefix": fact.prefix,
-                              "completion": fact.completion})
+                              "continuation": fact.completion})
     return questions
 
 

@@ -159,6 +159,8 @@ def _option(command: Command, option: Option, value: str, errors: list[UserError
     if wrong:
         errors.append(UserError(f"`{option.name}` has no valid value", where=COMMAND_LINE, found=repr(value),
                                 expected=expected))
+    elif option.kind == "list":
+        command.options[option.name] = [*command.options[option.name], made]
     else:
         command.options[option.name] = made
 
@@ -181,7 +183,7 @@ def _words(command: Command, words: list[str], errors: list[UserError]) -> None:
     verb, over = command.verb, []
     for word in words:
         config = config_of(word) if verb.takes_config else None
-        if len(command.words) < len(verb.words):
+        if len(command.words) < len(verb.words) or (verb.words and verb.words[-1].endswith("…")):
             command.words.append(word)
         elif config is not None:
             _config(command, config, errors)

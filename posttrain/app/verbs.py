@@ -23,8 +23,9 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One verb. `words` are its positional arguments; `keys` the settings keys it takes as flags (a CONFIG.yaml may
-    hold any key); `code` is module:function, called with the parsed command and returning the exit code."""
+    """One verb. `words` are its positional arguments (one that ends in … may be repeated); `keys` the settings
+    keys it takes as flags (a CONFIG.yaml may hold any key); `code` is module:function, called with the
+    parsed command and returning the exit code."""
 
     name: str
     summary: str
@@ -109,6 +110,20 @@ VERBS = {verb.name: verb for verb in (
                                                    "that data takes, such as those of the run"),
                   Option("limit", "int", None, "only the first questions", least=1), *SPEAK, JSON),
          examples=("posttrain compare builtin runs/sft-1 --questions questions.txt",)),
+    Verb("eval", "how good models are on rows, each figure with its 95 % interval, the first model as baseline",
+         "posttrain.app.eval:main", words=("MODEL…",),
+         keys=("data", "columns", "bad_rows", "max_length", "output_dir", *SPEAK_KEYS),
+         options=(Option("limit", "int", None, "only the first rows", least=1), *SPEAK,
+                  Option("gate", "bool", False, "also measure general sets, and exit 1 where one got worse"),
+                  Option("general", "list", [], "rows of the gate, in the forms of data; default: embedded general "
+                                                "text, and the rows of the baseline where it is a run"),
+                  Option("max_forgetting", "float", 0.1, "relative drop of a general figure that the gate lets pass",
+                         least=0), JSON),
+         examples=("posttrain eval builtin runs/sft-1 --data builtin:held_out",
+                   "posttrain eval Qwen/Qwen3-0.6B runs/sft-1 http://localhost:8000/v1#other --data test.jsonl --gate"),
+         about="MODEL is a run, a checkpoint, an adapter, a Hugging Face folder, a hub id, or the URL of an "
+               "OpenAI-compatible endpoint. Writes eval.json and answers.jsonl into output_dir (default: a fresh "
+               "runs/eval-N). Exits 0; with --gate 1 where a general figure drops more than max_forgetting."),
     Verb("env", "versions, processor, memory, GPU, disk: what a bug report needs, and no secrets",
          "posttrain.app.env:main", options=(JSON,), examples=("posttrain env",)),
 )}

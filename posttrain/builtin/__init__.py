@@ -1,6 +1,7 @@
 """The embedded pair: a small base model and its rows, so that a first run needs no hub. No torch here.
 
-`world/` in the repository made every file in this folder; `docs/builtin.md` tells how.
+`world/` in the repository made every file in this folder but general.jsonl (short texts of our own, in English, Chinese
+and code, for the forgetting gate); `docs/builtin.md` tells how.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 
 # What may stand after `builtin:` in `--data`; a bare `builtin` is the rows.
-PARTS = {"rows": "rows.jsonl", "prose": "prose.jsonl", "held_out": "held_out.jsonl"}
+PARTS = {"rows": "rows.jsonl", "prose": "prose.jsonl", "held_out": "held_out.jsonl",
+         "facts": "facts.jsonl", "general": "general.jsonl"}
 
 
 def builtin_model_path() -> Path:
@@ -19,7 +21,8 @@ def builtin_model_path() -> Path:
 
 
 def builtin_data_path(part: str = "rows") -> Path:
-    """JSONL file of a part: `rows` (instruction, output, kind), `prose` (text) or `held_out`."""
+    """JSONL file of a part: `rows` (instruction, output, kind), `prose` (text), `held_out`, `facts` or
+    `general` (text)."""
     return FOLDER / PARTS[part]
 
 
@@ -32,7 +35,7 @@ def held_out_path() -> Path:
     """Questions about facts that no row mentions.
 
     `prompt`, `answer` (exact, without surrounding space), `kind`, `subject`, `value`, and the same fact as prose:
-    the base knows it when its greedy continuation of `prefix` begins with `completion` (leading space included).
+    the base knows it when its greedy continuation of `prefix` begins with `continuation` (leading space included).
     """
     return builtin_data_path("held_out")
 

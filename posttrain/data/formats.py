@@ -45,7 +45,7 @@ KNOWN = (
     KnownFormat("sharegpt", {"messages": ("conversations", "conversation")}, {"system": _SYSTEM, "tools": _TOOLS}),
     KnownFormat("alpaca", {"prompt": ("instruction",), "response": ("output", "response")},
           {"input": ("input", "context"), "system": _SYSTEM, "history": ("history",), "tools": _TOOLS}),
-    KnownFormat("prompt/completion", {"prompt": ("prompt", "query"), "response": ("completion", "response")},
+    KnownFormat("prompt/completion", {"prompt": ("prompt", "query"), "response": ("completion", "response", "answer")},
           {"input": (), "system": _SYSTEM, "history": ("history",), "tools": _TOOLS}),
     KnownFormat("question/answer", {"prompt": ("question",), "response": ("answer", "response")},
           {"input": (), "system": _SYSTEM, "history": ("history",), "tools": _TOOLS}),

@@ -24,14 +24,15 @@ class Answer:
 
 
 def ask(model, renderer: Renderer, conversations: list[list[dict[str, Any]]], *, max_new_tokens: int = 256,
-        temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
+        temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, tools: list[list | None] | None = None,
         on_text: Callable[[str], None] | None = None) -> list[Answer]:
-    """Answer each conversation; B lists of messages -> B answers, in order.
+    """Answer each conversation; B lists of messages (and of tools) -> B answers, in order.
 
     The prompt ids are `renderer.prompt`, the stop ids `renderer.stop_ids`, and nothing else: training saw the same.
     `on_text` is given the text of a single conversation's answer piece by piece.
     """
-    prompts = [renderer.prompt(messages) for messages in conversations]
+    prompts = [renderer.prompt(messages, offered) for messages, offered in
+               zip(conversations, tools or [None] * len(conversations), strict=True)]
     assert on_text is None or len(prompts) == 1, "only one answer can be streamed"
     stream = Stream(renderer, on_text) if on_text else None
     made = generate(model, prompts, max_new_tokens=max_new_tokens, stop_ids=renderer.stop_ids,

@@ -18,13 +18,13 @@ ROOM = 8  # tokens that a right answer may be longer than the longest expected o
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question, its only right answer, and the same fact as prose: `prefix` that `completion` goes on."""
+    """A question, its only right answer, and the same fact as prose: `prefix` that `continuation` goes on."""
 
     prompt: str
     answer: str
     kind: str = ""
     prefix: str = ""
-    completion: str = ""
+    continuation: str = ""
 
 
 @dataclass(slots=True)
@@ -70,11 +70,11 @@ def score(model, forward: Forward, renderer: Renderer, questions: list[Question]
 
 
 def completed(model, renderer: Renderer, questions: list[Question]) -> float:
-    """Share of the facts that the model completes as prose: its greedy continuation begins with the completion."""
+    """Share of the facts that the model completes as prose: its greedy continuation begins with the continuation."""
     asked = [q for q in questions if q.prefix]
-    room = longest(renderer, [q.completion for q in asked]) + 2
+    room = longest(renderer, [q.continuation for q in asked]) + 2
     said = continue_text(model, renderer, [q.prefix for q in asked], max_new_tokens=room)
-    right = sum(s.strip().startswith(q.completion.strip()) for s, q in zip(said, asked, strict=True))
+    right = sum(s.strip().startswith(q.continuation.strip()) for s, q in zip(said, asked, strict=True))
     return right / len(asked)
 
 

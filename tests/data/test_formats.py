@@ -273,6 +273,6 @@ def test_every_format_says_what_it_needs():
         "messages: messages; optional system, tools",
         "sharegpt: conversations or conversation; optional system, tools",
         "alpaca: instruction, output or response; optional input, system, history, tools",
-        "prompt/completion: prompt or query, completion or response; optional system, history, tools",
+        "prompt/completion: prompt or query, completion or response or answer; optional system, history, tools",
         "question/answer: question, answer or response; optional system, history, tools",
         "text: text"]
