@@ -49,6 +49,10 @@ def tell_result(run: Run, session, note: Callable[[str], None]) -> None:
          + f"; {rows['cut']:,} of the trained were cut")
     note(f"        tokens rendered {tokens['rendered']:,} = trained {tokens['trained']:,} + masked "
          f"{tokens['masked']:,} + cut {tokens['cut']:,} + dropped {tokens['dropped']:,}")
+    last, exported = run.status["step"], run.status["exported_step"]
+    if exported != last:
+        note(f"early stopping: the model is that of update {exported}, the best of the validations; training ended at "
+             f"update {last} of {session.loop.loader.total}")
     if (before := run.status.get("eval_loss_before")) is not None:
         after = session.loop.state.eval_loss
         change = f" ({(after - before) / before:+.1%})" if before > 0 else ""

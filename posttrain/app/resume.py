@@ -71,12 +71,13 @@ def check_same_run(settings: Settings, note: Callable[[str], None]) -> Settings:
     settings = settings.model_copy(update=kept)
     before, now = (s.model_dump(by_alias=True) for s in (first, settings))
     changed = [key for key in now if now[key] != before[key] and key not in ("output_dir", "resume", "allow_changes")]
-    allowed = FREE | (now.keys() - FIXED if settings.allow_changes else set())
+    free = FREE - ({"eval_steps"} if settings.early_stopping_patience else set())  # it then decides where to stop
+    allowed = free | (now.keys() - FIXED if settings.allow_changes else set())
     if wrong := [key for key in changed if key not in allowed]:
         raise SettingsError([UserError("a resumed run keeps its settings", where=key, found=str(now[key]),
                                        expected=f"{before[key]}, as in {path}", fix=_way_out(key)) for key in wrong])
     for key in changed:
-        note(f"{key} = {now[key]}: {before[key]} before" + ("" if key in FREE else "; no longer the run that it was"))
+        note(f"{key} = {now[key]}: {before[key]} before" + ("" if key in free else "; no longer the run that it was"))
     return settings
 
 

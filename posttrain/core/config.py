@@ -106,6 +106,8 @@ class Settings(BaseModel):
     save_steps: int | None = key("run", None, "updates between checkpoints; default: only on Ctrl-C", ge=1)
     save_total_limit: int = key("run", 2, "checkpoints kept", ge=1)
     eval_steps: int | None = key("run", None, "updates between validations; default: every epoch", ge=1)
+    early_stopping_patience: int | None = key("run", None, "validations without a better loss before training ends; "
+                                                           "the best model is exported", ge=1)
     logging_steps: int = key("run", 1, "updates per line of metrics in report_to and on a plain terminal", ge=1)
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = key("run", [], "also log to these libraries")
 
@@ -190,8 +192,10 @@ class Settings(BaseModel):
             raise ValueError("warmup_ratio and warmup_steps exclude each other: drop one")
         if self.allow_changes and not self.resume:
             raise ValueError("allow_changes changes nothing without resume: drop it, or set resume")
-        if self.eval_steps and not self.eval_data and not self.eval_split:
-            raise ValueError("eval_steps has no rows to validate on: set eval_data or eval_split")
+        if not self.eval_data and not self.eval_split:
+            for name in ("eval_steps", "early_stopping_patience"):
+                if self._is_set(name):
+                    raise ValueError(f"{name} has no rows to validate on: set eval_data or eval_split")
 
     def _is_set(self, name: str) -> bool:
         """Whether a key has another value than its default; a run's config.yaml names every key."""

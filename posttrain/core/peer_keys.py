@@ -41,5 +41,8 @@ PEER_KEYS = {
     "adam_eps": "use adam_epsilon", "gradient_clipping": "use max_grad_norm",
     "neftune_alpha": "use neftune_noise_alpha", "noisy_embedding_alpha": "use neftune_noise_alpha",
     "label_smoothing": "use label_smoothing_factor",
+    "load_best_model_at_end": "use early_stopping_patience: it exports the best model",
+    "early_stopping_steps": "use early_stopping_patience, counted in validations",
+    "metric_for_best_model": "early_stopping_patience goes by eval_loss; drop it",
     "evaluation_strategy": "use eval_steps", "eval_strategy": "use eval_steps", "save_strategy": "use save_steps",
 }

@@ -24,8 +24,8 @@ MANIFEST = "manifest.json"
 
 
 def save_checkpoint(folder: Path, step: int, files: dict[str, dict[str, torch.Tensor]], state: dict[str, Any],
-                    keep: int | None) -> Path:
-    """Write `folder/STEP` whole or not at all, then remove all but the newest `keep` (None: none of them) -> its path.
+                    keep: int | None, best: int | None = None) -> Path:
+    """Write `folder/STEP` whole or not at all, then remove all but the newest `keep` (None: none) and `best`; its path.
 
     `files` maps a name to tensors (NAME.safetensors); `state` becomes state.json. Every tensor is read back and
     compared before the manifest (sizes and SHA-256) is written and the folder takes its name; only then may an older
@@ -53,14 +53,14 @@ def save_checkpoint(folder: Path, step: int, files: dict[str, dict[str, torch.Te
                 _flush_folder(parent)
             fault_point("save.renamed")
     if keep is not None:
-        _prune(folder, step, keep)
+        _prune(folder, step, keep, best)
     return final
 
 
-def _prune(folder: Path, step: int, keep: int) -> None:
+def _prune(folder: Path, step: int, keep: int, best: int | None) -> None:
     """Remove what a killed run left half, what lies beyond this step (damaged, or it would have been gone on from), and
-    all but the newest `keep`."""
-    kept = [p for p in list_checkpoints(folder) if int(p.name) <= step][-keep:]
+    all but the newest `keep` and the `best` one."""
+    kept = [folder / str(best), *[p for p in list_checkpoints(folder) if int(p.name) <= step][-keep:]]
     for old in (*list_checkpoints(folder), *folder.glob(".*.partial")):
         if old not in kept:
             with writing(old):

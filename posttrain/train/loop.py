@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..core.config import Settings
@@ -16,6 +16,7 @@ from ..data.ledger import Ledger
 from ..data.loader import Loader
 from ..model.checkpoint import save_checkpoint
 from .conditions import data_files
+from .early_stopping import Best
 from .objective import Models, Objective
 from .optim import MasterAdamW
 from .record import Record
@@ -35,15 +36,17 @@ class State:
     eval_loss: float | None = None
     eval_loss_before: float | None = None
     objective: dict[str, Any] = field(default_factory=dict)
+    best: Best = field(default_factory=Best)
 
     def to_json(self) -> dict[str, Any]:
         return {"step": self.step, "epoch": self.epoch, "ledger": self.ledger.to_json(), "eval_loss": self.eval_loss,
-                "eval_loss_before": self.eval_loss_before, "objective": self.objective}
+                "eval_loss_before": self.eval_loss_before, "objective": self.objective,
+                "best": asdict(self.best)}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> State:
         return cls(saved["step"], saved["epoch"], Ledger.from_json(saved["ledger"]), saved["eval_loss"],
-                   saved["eval_loss_before"], saved.get("objective", {}))
+                   saved["eval_loss_before"], saved.get("objective", {}), Best(**saved.get("best", {})))
 
 
 @dataclass(slots=True)
@@ -69,7 +72,8 @@ class Loop:
     should_stop: Callable[[], bool] = lambda: False
 
     def run(self) -> bool:
-        """Updates from the state's step to the end -> True, or False where it was asked to stop before."""
+        """Updates from the state's step to the end, or an early one -> True, or False where it was asked to stop."""
+        patience = self.settings.early_stopping_patience
         if self.held and self.state.step == 0:
             self.state.eval_loss_before = self.validate()["eval_loss"]
         self.clock = time.perf_counter()  # an update's seconds hold the wait for its rows, not validation or saving
@@ -80,15 +84,21 @@ class Loop:
             line = self.updates(batch, before) | {"step": step}
             self.state.step, self.state.epoch, self.state.objective = step, batch.epoch, self.objective.state
             done, stop = step == self.total, self.should_stop()
+            keep = False  # this update, because it is the best so far
             if self.held and (done or self._is_time_to_validate(batch, before)):
                 line |= (found := self.validate())
                 self.state.eval_loss = found["eval_loss"]
+                if patience:
+                    keep = self.state.best.judge(self.state.eval_loss, step)
+                    done = done or self.state.best.since >= patience
             self.tell(line)
             if batch.epoch_ends:
                 self._judge()
-            if not done and (stop or _passed(self.settings.save_steps, before, step)):
+            if not done and (keep or stop or _passed(self.settings.save_steps, before, step)):
                 self.checkpoint()
-            if stop and not done:
+            if done:
+                break
+            if stop:
                 return False
             self.clock = time.perf_counter()
         self.record.ledger(self.state.ledger)
@@ -159,7 +169,7 @@ class Loop:
         state = {**self.state.to_json(), **self.facts, "optimizer_steps": self.optimizer.steps}
         state["conditions"] = {**self.facts["conditions"], "data": data_files(self.loader.files())}
         save_checkpoint(self.record.folder / "checkpoints", self.state.step, self.optimizer.tensors(), state,
-                        self.settings.save_total_limit)
+                        self.settings.save_total_limit, best=self.state.best.step)
 
     def _is_time_to_validate(self, batch: Batch, before: int) -> bool:
         every = self.settings.eval_steps

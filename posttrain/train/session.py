@@ -29,6 +29,7 @@ from ..model.policy import Policy, build_policy, kept_wide
 from ..model.probe import prepare_forward
 from ..model.resolve import ModelRef
 from .conditions import code_versions, layout_of
+from .early_stopping import go_back
 from .loop import Loop, State
 from .objective import Models, Objective
 from .optim import MasterAdamW
@@ -50,6 +51,7 @@ class Session:
     head: Head
     record: Record
     began: float
+    exported: int = 0  # the update whose weights the model has in the end
 
     def run(self) -> str:
         """Train -> `finished` or `interrupted`; a finished run has its model folder."""
@@ -63,6 +65,11 @@ class Session:
                 record.status(status="interrupted" if isinstance(e, KeyboardInterrupt) else "failed",
                               step=loop.state.step)
             raise
+        self.exported = loop.state.step
+        if whole and loop.settings.early_stopping_patience:
+            self.exported = go_back(loop.state.best, loop.state.step, record.folder / "checkpoints", loop.optimizer)
+            if self.exported != loop.state.step:
+                loop.state.eval_loss = loop.state.best.loss
         record.status(status="exporting" if whole else "interrupted", step=loop.state.step,
                       eval_loss=loop.state.eval_loss, eval_loss_before=loop.state.eval_loss_before)
         return "finished" if whole else "interrupted"
@@ -74,10 +81,12 @@ class Session:
         try:
             folder = export_model(record.folder / "model", self.policy, masters, self.spec, card)
         except BaseException:  # whatever it was, what was learnt is not lost with it
-            with contextlib.suppress(UserError):
-                loop.checkpoint()
+            if self.exported == loop.state.step:  # else the checkpoint that it was taken from is there
+                with contextlib.suppress(UserError):
+                    loop.checkpoint()
             raise
-        record.status(status="finished", step=loop.state.step, model="model", eval_loss=loop.state.eval_loss,
+        record.status(status="finished", step=loop.state.step, exported_step=self.exported, model="model",
+                      eval_loss=loop.state.eval_loss,
                       seconds_of_last_start=round(time.perf_counter() - self.began, 2))
         return folder
 

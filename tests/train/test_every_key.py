@@ -247,6 +247,14 @@ def eval_steps(bench):
     assert [[m["step"] for m in run if "eval_loss" in m] for run in (often, seldom)] == [[1, 2, 3, 4], [3, 4]]
 
 
+def early_stopping_patience(bench):
+    held = {"eval_data": bench.path("held.jsonl", [{"prompt": "red", "completion": "blue"}]), "eval_steps": 1,
+            "learning_rate": 0.3, "max_steps": 8, "warmup_steps": 0}
+    assert len(bench.run(**held).metrics) == 8
+    patient = bench.run(**held, early_stopping_patience=1)
+    assert patient.status["exported_step"] < patient.status["step"] < 8
+
+
 def logging_steps(bench):
     assert "update 2/4" in bench.text() and "update 2/4" not in bench.text(logging_steps=3)
     assert "update 3/4" in bench.text(logging_steps=3)
@@ -291,7 +299,8 @@ CASES = {
     objective, model, model_config, tokenizer, chat_template, trust_remote_code, device, deterministic, threads,
     eval_data, eval_split, columns, max_length, overlong, bad_rows, max_lost, train_on, enable_thinking, template_date,
     num_train_epochs, max_steps, pack_tokens, gradient_checkpointing, lora_target_modules, output_dir, resume,
-    allow_changes, save_steps, save_total_limit, eval_steps, logging_steps, report_to)}
+    allow_changes, save_steps, save_total_limit, eval_steps, early_stopping_patience,
+    logging_steps, report_to)}
 
 
 @pytest.mark.parametrize("key", key_names())
