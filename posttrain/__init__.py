@@ -14,9 +14,9 @@ def __getattr__(name: str):
         raise AttributeError(f"module 'posttrain' has no attribute {name!r}")
     from importlib import import_module
 
-    from .core.threads import yield_soon
+    from .core.process import settle_process
 
-    yield_soon()
+    settle_process()
     return getattr(import_module(_LAZY[name]), name)
 
 

@@ -12,7 +12,7 @@ from posttrain import __version__
 from posttrain.app.arguments import find_verb, parse
 from posttrain.app.help import overview, verb_help
 from posttrain.core.errors import UserError
-from posttrain.core.threads import yield_soon
+from posttrain.core.process import settle_process
 
 # What goes wrong outside the program, and what to do about it.
 OUTSIDE = {
@@ -31,7 +31,7 @@ OUTSIDE = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command: its exit code, 0 done, 1 findings (`data check`), 2 a user's error, 130 after Ctrl-C."""
-    yield_soon()
+    settle_process()
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv or os.environ.get("POSTTRAIN_DEBUG", "") not in ("", "0")
     try:

@@ -11,10 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.pack import Pack
 from .attention import Layout, set_layout
+from .fused import row_pieces
 from .noise import EmbeddingNoise
 
 # Logits of one chunk may take this many bytes; more targets than fit are run in several recomputed chunks.
-CHUNK_BYTES = 128 << 20
+CHUNK_BYTES = 256 << 20
 # On CPU in bf16 streams and target lists are filled up to a multiple of this: oneDNN compiles a kernel per size.
 ALIGN = 128
 STATS = ("logprobs", "entropy", "mean_logprob")
@@ -61,31 +62,37 @@ class Head:
 class _TargetLogprob(torch.autograd.Function):
     """logprob_k = z_k[y_k] − logsumexp(z_k), z = logits / temperature; keeps the logits in their own type, no more.
 
-    d logprob_k / d logits_k = (onehot(y_k) − softmax(z_k)) / temperature
+    d logprob_k / d logits_k = (onehot(y_k) − softmax(z_k)) / temperature; float32 inside (float64 for float64), a few
+    rows at a time on CPU.
     """
 
     @staticmethod
     def forward(ctx, logits_KV, targets_K, temperature):
-        wide = _wide(logits_KV, temperature)
-        norm_K = wide.logsumexp(-1)
+        wider = torch.promote_types(logits_KV.dtype, torch.float32)
+        norm_K = torch.empty(len(logits_KV), dtype=wider, device=logits_KV.device)
+        for at in row_pieces(logits_KV):
+            wide = _wide(logits_KV[at], temperature)
+            top = wide.amax(-1, keepdim=True)
+            norm_K[at] = wide.sub_(top).exp_().sum(-1).log_().add_(top[:, 0])
         ctx.save_for_backward(logits_KV, targets_K, norm_K)
         ctx.temperature = temperature
-        return wide.gather(1, targets_K[:, None])[:, 0] - norm_K
+        return _wide(logits_KV.gather(1, targets_K[:, None])[:, 0], temperature) - norm_K
 
     @staticmethod
     def backward(ctx, grad_K):
         logits_KV, targets_K, norm_K = ctx.saved_tensors
-        grad_K = grad_K / ctx.temperature
-        wide = _wide(logits_KV, ctx.temperature)
-        wide = wide.sub_(norm_K[:, None]) if wide is not logits_KV else wide - norm_K[:, None]
-        wide = wide.exp_().mul_(-grad_K[:, None])
-        wide.scatter_add_(1, targets_K[:, None], grad_K[:, None])
-        return wide.to(logits_KV.dtype), None, None
+        grad_K, out_KV = grad_K / ctx.temperature, torch.empty_like(logits_KV)
+        for at in row_pieces(logits_KV):
+            target, grad = targets_K[at, None], grad_K[at, None]
+            wide = _wide(logits_KV[at], ctx.temperature).sub_(norm_K[at, None]).exp_().mul_(-grad)
+            out_KV[at] = wide.scatter_add_(1, target, grad)
+        return out_KV, None, None
 
 
-def _wide(logits_KV, temperature):
-    wide = logits_KV.to(torch.promote_types(logits_KV.dtype, torch.float32))
-    return wide if temperature == 1.0 else wide / temperature
+def _wide(logits, temperature):
+    """A copy in float32 or wider, divided by the temperature."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+    return wide if temperature == 1.0 else wide.div_(temperature)
 
 
 def target_stats(logits_KV, targets_K, needs, temperature=1.0):
@@ -115,7 +122,8 @@ def token_logprobs(hidden_KD, head, targets_K, needs=frozenset({"logprobs"}), te
     count = hidden_KD.shape[0]
     if chunk is None:
         width = getattr(head.module, "out_features", None) or head.module.weight.shape[0]
-        chunk = max(16, CHUNK_BYTES // (4 * width))
+        each = hidden_KD.element_size() if set(needs) == {"logprobs"} else 8  # the others keep float32 copies
+        chunk = max(16, CHUNK_BYTES // (each * width))
 
     def piece(hidden, targets):
         return target_stats(head(hidden), targets, needs, temperature)

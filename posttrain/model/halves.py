@@ -15,9 +15,20 @@ def split(wide: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> None:
     high.view(torch.int16).copy_(bits.add_(0x8000).bitwise_right_shift_(16))
 
 
-def join(high: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-    """The float32 [N] that `split` wrote, bit for bit (finite values)."""
-    return torch.add(low.to(torch.int32), high.view(torch.int16).to(torch.int32), alpha=1 << 16).view(torch.float32)
+def leave_middles(low: torch.Tensor) -> None:
+    """Move numbers that lie exactly between two bf16 ones by 2^−24 of themselves, in place: low [N] int16.
+
+    Ties round away from zero here and to even elsewhere; without ties, whoever rounds the float32 number again gets
+    the bf16 one that was computed with (test_optim.py::test_rounded_again_a_master_is_what_training_computed_with).
+    """
+    low.clamp_(min=1 - (1 << 15))
+
+
+def join(high: torch.Tensor, low: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """The float32 [N] that `split` wrote, bit for bit (finite values); into `out` where given."""
+    wide = high.to(torch.float32) if out is None else out.copy_(high)  # the same bits, 16 zeros below
+    wide.view(torch.int32).add_(low)
+    return wide
 
 
 def whole(files: dict[str, dict[str, torch.Tensor]], name: str) -> torch.Tensor:

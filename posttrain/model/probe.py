@@ -8,6 +8,7 @@ from ..core.errors import UserError
 from ..core.pack import Pack
 from .attention import NAME, UnknownAttention
 from .forward import Forward
+from .fused import fuse
 
 LENGTHS = (9, 14, 6)
 # Largest mean difference, in nats, between packed and separate log-probs; the second for two-byte types, whose own
@@ -26,6 +27,7 @@ def prepare_forward(model) -> tuple[Forward, str]:
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = getattr(causal, "own_attention", causal.config._attn_implementation)
     causal.own_attention = own  # what the slow path uses, and a second probe of the same model
+    fuse(model)
     reason = _refuses(causal)
     was_training = model.training
     model.eval()

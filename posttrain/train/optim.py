@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import torch
 from torch.optim.adamw import adamw
 
-from ..model.halves import join, split, whole
+from ..model.halves import join, leave_middles, split, whole
 
-# Elements updated at once: small enough to stay in a CPU's cache over all the steps of an update, and to bound the
-# float32 copies; large enough that calling costs nothing.
-PIECE = {"cpu": 1 << 21, "cuda": 1 << 25}
+# Elements updated at once: few enough that on CPU a piece with its float32 copies stays in a core's cache over all the
+# steps of an update (half the time of pieces 16 times as large, docs/log.md), and enough that calling costs nothing.
+PIECE = {"cpu": 1 << 17, "cuda": 1 << 25}
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -70,8 +70,8 @@ class MasterAdamW:
 
     def norm(self) -> torch.Tensor:
         """Euclidean norm of the whole gradient, float32 or wider, a scalar tensor."""
-        parts = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
-                 for g in self.gradients() if g is not None]
+        parts = [torch.linalg.vector_norm(g.reshape(-1)[a:b].to(torch.promote_types(g.dtype, torch.float32)))
+                 for g in self.gradients() if g is not None for a, b in _pieces(g.numel(), g.device)]
         return torch.linalg.vector_norm(torch.stack(parts)) if parts else torch.zeros(())
 
     def master(self, i: int) -> torch.Tensor:
@@ -88,18 +88,18 @@ class MasterAdamW:
         scale = max_norm / float(norm) if max_norm and float(norm) > max_norm else 1.0
         self.steps += 1
         batch: list[tuple[int, int, int]] = []  # (parameter, from, to): pieces of one call, alike in decay
-        size, decays = 0, None
+        size, decays, room = 0, None, _Room(self.named[0][1].device)
         for i, (_, p) in enumerate(self.named):
             if self.gradient(i) is None:
                 continue
             for a, b in _pieces(p.numel(), p.device):
                 if batch and (size + b - a > PIECE[p.device.type] or decays != (p.dim() >= 2)):
-                    self._apply(batch, rate, decays, scale)
+                    self._apply(batch, room, rate, decays, scale)
                     batch, size = [], 0
                 batch.append((i, a, b))
                 size, decays = size + b - a, p.dim() >= 2
         if batch:
-            self._apply(batch, rate, decays, scale)
+            self._apply(batch, room, rate, decays, scale)
         self.begin(1)
 
     @torch.no_grad()
@@ -114,29 +114,34 @@ class MasterAdamW:
         """The gradient of parameter i, summed or as it came."""
         return self._sums[i] if self._sums[i] is not None else self.named[i][1].grad
 
-    def _apply(self, batch, rate: float, decays: bool, scale: float) -> None:
+    def _apply(self, batch, room: _Room, rate: float, decays: bool, scale: float) -> None:
         def flat(tensors, i, a, b):
             return tensors[i].view(-1)[a:b]
 
         def part(i, a, b):
             return self.named[i][1].data.view(-1)[a:b]
 
-        masters = [part(*at) if self.low[at[0]] is None else join(part(*at), flat(self.low, *at)) for at in batch]
+        room.empty()
+        masters = [part(*at) if self.low[at[0]] is None
+                   else join(part(*at), flat(self.low, *at), room.take(at[2] - at[1])) for at in batch]
         moments = [[flat(m, *at) for at in batch] for m in self.moments]
         if self._dry:
             masters = [m.clone() for m in masters]
         if self._dry == "restored":
             moments = [[m.clone() for m in kind] for kind in moments]
-        grads = [self.gradient(i).reshape(-1)[a:b].to(m.dtype) for (i, a, b), m in zip(batch, masters, strict=True)]
+        grads = [self.gradient(i).reshape(-1)[a:b] for i, a, b in batch]
+        grads = [g if g.dtype == m.dtype else room.take(len(g)).copy_(g)
+                 for g, m in zip(grads, masters, strict=True)]
         if scale != 1.0:
-            grads = torch._foreach_mul(grads, scale)
+            torch._foreach_mul_(grads, scale)
         count = [torch.tensor(float(self.steps - 1), device=m.device) for m in masters]
-        adamw(masters, list(grads), *moments, [], count,
+        adamw(masters, grads, *moments, [], count,
               fused=True, amsgrad=False, beta1=self.beta1, beta2=self.beta2, lr=rate,
               weight_decay=self.weight_decay if decays else 0.0, eps=self.eps, maximize=False)
         for (i, a, b), master in zip(batch, masters, strict=True):
             if self.low[i] is not None and not self._dry:
                 split(master, part(i, a, b), flat(self.low, i, a, b))
+                leave_middles(flat(self.low, i, a, b))
             if b == self.named[i][1].numel():  # its last piece: the gradient's memory is free for the next ones
                 self.named[i][1].grad = self._sums[i] = None
 
@@ -163,6 +168,23 @@ class MasterAdamW:
             self.moments = tuple([saved[f"{kind}.{n}"].to(p.device, copy=True) for n, p in self.named]  # not the file's
                                  for kind in MOMENTS)
         self.steps = steps
+
+
+class _Room:
+    """float32 room for the masters and gradients of one call: the same memory in every call of an update."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.all, self.used = device, None, 0
+
+    def take(self, count: int) -> torch.Tensor:
+        """`count` elements of its own until `empty`; a call takes at most a piece of masters and one of gradients."""
+        if self.all is None:
+            self.all = torch.empty(2 * PIECE[self.device.type], device=self.device)
+        self.used += count
+        return self.all[self.used - count:self.used]
+
+    def empty(self) -> None:
+        self.used = 0
 
 
 def _pieces(size: int, device: torch.device) -> list[tuple[int, int]]:

@@ -57,6 +57,20 @@ def test_masters_keep_what_bfloat16_would_lose():
         assert torch.equal(p.data, optimizer.master(i).to(torch.bfloat16))
 
 
+def test_rounded_again_a_master_is_what_training_computed_with():
+    """Ties, which `split` and torch round differently, are left by the first update."""
+    halfway = torch.tensor([0x3F808000, 0x3F818000, -0x407F8000], dtype=torch.int32).view(torch.float32)
+    named = {"w": torch.nn.Parameter(halfway.repeat(4, 1))}
+    optimizer = ours(named, weight_decay=0.0)
+    optimizer.lower(torch.bfloat16)
+    assert not torch.equal(named["w"].data, halfway.repeat(4, 1).to(torch.bfloat16))
+    optimizer.begin(1)
+    named["w"].grad = torch.zeros(4, 3, dtype=torch.bfloat16)
+    optimizer.step(1e-4, 0.0, optimizer.norm())
+    assert torch.equal(named["w"].data, optimizer.master(0).to(torch.bfloat16))
+    assert torch.allclose(optimizer.master(0), halfway, rtol=2**-23, atol=0)
+
+
 def test_halves_are_exact():
     """A float32 and its two halves are the same bits: ties, denormals, zeros, both signs. The high one is rounded."""
     special = torch.tensor([0.0, -0.0, 1.0, -1.0, 3.0e38, -3.0e38, 1e-45, -1e-45, 1.17549435e-38])
