@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -267,8 +268,20 @@ def test_sampling_values_of_a_greedy_base_do_not_stop_the_export(make_model, tra
         run.model_path).eos_token_id is not None
 
 
-def test_export_makes_masters_one_at_a_time(train, monkeypatch):
+def test_export_makes_masters_one_at_a_time(make_model, train, tmp_path, monkeypatch):
     from posttrain.train.optim import MasterAdamW
 
-    monkeypatch.setattr(MasterAdamW, "tensors", lambda self: pytest.fail("all masters at once"))
-    assert train(method="full", dtype="bfloat16").status["status"] == "finished"
+    base = tmp_path / "half"
+    shutil.copytree(make_model("for_masters"), base)
+    AutoModelForCausalLM.from_pretrained(base).to(torch.bfloat16).save_pretrained(base)
+    wide, made = MasterAdamW.master, []
+
+    def master(self, i):
+        assert not any(gone() is not None for gone in made), "two masters at once"
+        one = wide(self, i)
+        made.append(weakref.ref(one))
+        return one
+
+    monkeypatch.setattr(MasterAdamW, "master", master)
+    assert train(model=base, method="full", dtype="bfloat16").status["status"] == "finished"
+    assert len(made) > 10
