@@ -19,6 +19,7 @@ import yaml
 from posttrain.app.resume import check_objective, names_a_run
 from posttrain.app.runs import config_of, resumable
 from posttrain.app.verbs import EVERYWHERE, VERBS, Option, Verb
+from posttrain.core import ranks
 from posttrain.core.config import Settings, key_names, make_settings, read_config, unknown_key
 from posttrain.core.errors import SettingsError, UserError
 from posttrain.core.peer_keys import PEER_KEYS
@@ -224,9 +225,11 @@ def _config(command: Command, path: Path, errors: list[UserError]) -> None:
 
 def _resume(command: Command, errors: list[UserError]) -> None:
     """`resume` needs its run: with `output_dir` alone, the run's own config.yaml gives the other keys."""
+    folder = command.values.get("output_dir")
+    if folder and ranks.restarts() and (Path(folder) / "config.yaml").is_file():
+        command.values["resume"] = "true"  # the launcher starts the same command again after a process was lost
     if str(command.values.get("resume", False)).lower() != "true":
         return
-    folder = command.values.get("output_dir")
     if folder is None:
         known = resumable()
         errors.append(UserError("`resume` does not say which run", where=command.where["resume"],

@@ -11,6 +11,7 @@ from importlib import import_module
 from posttrain import __version__
 from posttrain.app.arguments import find_verb, parse
 from posttrain.app.help import overview, verb_help
+from posttrain.core import ranks
 from posttrain.core.errors import UserError
 from posttrain.core.process import settle_process
 
@@ -85,6 +86,8 @@ def _run(argv: list[str]) -> int:
 
 
 def _say(error: UserError, debug: bool) -> int:
+    if not ranks.may_tell(error):
+        return 2
     if debug:
         traceback.print_exc()
     print(error, file=sys.stderr)

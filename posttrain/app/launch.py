@@ -21,6 +21,7 @@ from posttrain.app.reporters import need, open_reporters
 from posttrain.app.resume import check_same_run
 from posttrain.app.run import Run
 from posttrain.app.runs import fresh_run
+from posttrain.core import ranks
 from posttrain.core.config import Settings, choices
 from posttrain.core.errors import SettingsError, UserError
 from posttrain.core.extras import need_extra
@@ -40,10 +41,16 @@ class Interrupted(Exception):
 def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
     """One whole run -> its Run; raises Interrupted where a signal ended it. `closing` prints the next commands."""
     began = time.perf_counter()
+    if settings.processes > 1 and not ranks.launched():
+        return _launch_processes(settings, console)
+    if not ranks.first():
+        console = Console(quiet=True)
 
     def note(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
+    if ranks.restarts():
+        note(f"a process of the run was lost: start {ranks.restarts() + 1}, from the last checkpoint")
     if settings.resume:
         settings = check_same_run(settings, note)
         if (status := _status(settings)).get("status") == "finished":
@@ -53,21 +60,24 @@ def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
         need(name)
     if settings.method == "qlora":
         need_extra("bitsandbytes", "qlora", where="method", found="qlora", instead="set method: lora")
-    folder = run_folder(settings)
+    folder = run_folder(settings) if ranks.world() == 1 else _common_folder(settings)
     settings, chosen = settle(settings, folder)
     for key, value, why in chosen:
         note(f"{key} = {value}: {why}")
     from posttrain.data.loader import Loader
 
-    with Loader(settings) as loader:  # indexing and rendering go on in their own process from here
+    with Loader(settings) as loader, ranks.together():  # indexing and rendering go on in their own process from here
         try:
-            settings = _keep_architecture(settings, folder)
-            ref, spec = _with_errors_of(loader, partial(_tokenizer, settings, folder, note))
+            ranks.begin(settings.device)
+            with ranks.one_after_the_first():
+                settings = _keep_architecture(settings, folder)
+                ref, spec = _with_errors_of(loader, partial(_tokenizer, settings, folder, note))
             settings = _settle_model(settings, ref, spec, note)
             loader.tokenizer(spec)
             session = _open(settings, folder, ref, spec, loader, note, began)
         except BaseException:
-            if not settings.resume:  # nothing was trained: leave no folder that is in the way of the next try
+            # nothing was trained: leave no folder that is in the way of the next try
+            if not settings.resume and ranks.first() and not ranks.restarts():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         tell_data(session, note, console)
@@ -78,10 +88,35 @@ def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
         from posttrain.app.card import model_card
 
         session.export(model_card(session.loop.settings, session))
+        ranks.wait()
+    ranks.end()
+    if not ranks.first():
+        return run
     tell_result(run, session, note)
     if closing:
         tell_next(console, run, settings, session.loop.loader.opened.sources)
     return run
+
+
+def _launch_processes(settings: Settings, console: Console) -> Run:
+    """The run in processes of its own, of which the first one prints."""
+    from posttrain.app.processes import run_processes
+
+    folder = run_folder(settings)
+    code = run_processes(settings, folder, console)
+    run = Run(folder)
+    if code:
+        raise Interrupted(run, code)
+    return run
+
+
+def _common_folder(settings: Settings) -> Path:
+    """The run's folder where several processes were started beside each other: all must name the same one."""
+    if settings.output_dir is None:
+        raise UserError("several processes need one run folder", where="output_dir", found="not set",
+                        fix="name it with --output_dir, or let --processes N start them")
+    folder = Path(settings.output_dir)
+    return run_folder(settings) if ranks.first() and not ranks.restarts() else folder
 
 
 def _open(settings, folder, ref, spec, loader, note, began):
@@ -203,7 +238,7 @@ def _train(session, console: Console, note: Callable[[str], None]) -> str:
 
     loop.should_stop = lambda: bool(caught)
     loop.say = say
-    reporters = open_reporters(settings, loop.record.folder)
+    reporters = open_reporters(settings, loop.record.folder) if ranks.first() else []
     old = _catch(stop)
     try:
         with progress:

@@ -13,7 +13,7 @@ from posttrain.core.errors import SettingsError, UserError
 # What the result does not depend on (where and how it computes is compared as it turned out, with the checkpoint).
 FREE = frozenset({"output_dir", "resume", "allow_changes", "device", "threads", "pack_tokens", "gradient_checkpointing",
                   "trust_remote_code", "max_lost", "save_steps", "save_total_limit", "eval_steps", "logging_steps",
-                  "report_to"})
+                  "report_to", "processes", "max_restarts"})
 # What a checkpoint fits to: another one of these is another model.
 FIXED = frozenset({"model", "model_config", "tokenizer", "chat_template", "objective", "method", "lora_r",
                    "lora_target_modules"})

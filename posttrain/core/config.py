@@ -101,6 +101,8 @@ class Settings(BaseModel):
 
     # -- run
     output_dir: str | None = key("run", None, "run folder; default: a fresh runs/NAME")
+    processes: int = key("run", 1, "processes of this machine that compute the run, one per GPU: calls torchrun", ge=1)
+    max_restarts: int = key("run", 0, "how often a lost process may restart all of them from the last checkpoint", ge=0)
     resume: bool = key("run", False, "go on from the last checkpoint of output_dir")
     allow_changes: bool = key("run", False, "under resume: go on although something changed that breaks exactness")
     save_steps: int | None = key("run", None, "updates between checkpoints; default: only on Ctrl-C", ge=1)
@@ -190,6 +192,8 @@ class Settings(BaseModel):
             raise ValueError("model and model_config exclude each other: drop one")
         if self.warmup_steps is not None and self._is_set("warmup_ratio"):
             raise ValueError("warmup_ratio and warmup_steps exclude each other: drop one")
+        if self.max_restarts and self.processes == 1:
+            raise ValueError("max_restarts restarts the processes of a run: set processes, or give it to torchrun")
         if self.allow_changes and not self.resume:
             raise ValueError("allow_changes changes nothing without resume: drop it, or set resume")
         if not self.eval_data and not self.eval_split:

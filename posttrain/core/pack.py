@@ -7,7 +7,7 @@ L one sequence's length, K trained positions of a pack.
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ class Pack:
     bounds [S+1] ints: sequence s is ids_T[bounds[s]:bounds[s+1]]; origins, sources, numbers [S]; atoms [A+1] ints:
     atom a is the sequences atoms[a] … atoms[a+1]-1; `columns` holds the sequences' facts ([S] float64) and whatever an
     objective's `collect` adds, aligned with tokens ([T]) or sequences ([S]); rows [S] are those of prompts
-    that are to be answered.
+    that are to be answered. An `idle` pack is run so that every process makes as many forwards, and counts nothing.
     """
 
     ids_T: torch.Tensor
@@ -37,6 +37,7 @@ class Pack:
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
     numbers: list[int] = field(default_factory=list)
     rows: list[Row | None] = field(default_factory=list)
+    idle: bool = False
 
     @property
     def lengths(self) -> list[int]:
@@ -44,9 +45,8 @@ class Pack:
 
     def to(self, device: torch.device | str) -> Pack:
         move = {k: v.to(device) for k, v in self.columns.items()}
-        return Pack(self.ids_T.to(device), self.positions_T.to(device), self.targets_T.to(device),
-                    self.weights_T.to(device), self.bounds, self.origins, self.sources, self.atoms, move,
-                    self.numbers, self.rows)
+        return replace(self, ids_T=self.ids_T.to(device), positions_T=self.positions_T.to(device), columns=move,
+                       targets_T=self.targets_T.to(device), weights_T=self.weights_T.to(device))
 
 
 def make_pack(sequences: Many[Sequence], atoms: Many[int] | None = None) -> Pack:

@@ -25,6 +25,16 @@ def pack_sequences(atoms: Many[Many[Sequence]], pack_tokens: int) -> list[list[S
     return [[s for atom in pack for s in atom] for pack in pack_atoms(atoms, pack_tokens)]
 
 
+def deal(atoms: Many[Many[Sequence]], shares: int) -> list[list[Many[Sequence]]]:
+    """Atoms of each share, the part of an update that one process computes: alike in tokens, in the order of `atoms`.
+
+    Deterministic, so that processes need not tell each other (tests/data/test_packer.py).
+    """
+    sizes = [sum(len(s) for s in atom) for atom in atoms]
+    longest_first = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    return [[atoms[i] for i in sorted(members)] for members in _deal(sizes, longest_first, shares)]
+
+
 def assign(sizes: Many[int], room: int) -> list[list[int]]:
     """Indices of `sizes` by bin, each bin's sum at most `room`; bins by their first index, indices ascending."""
     assert max(sizes, default=0) <= room, f"an atom of {max(sizes)} tokens cannot lie in a pack of {room}"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..core import ranks
 from ..core.errors import UserError
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers")
@@ -36,11 +37,12 @@ def _source() -> str:
 
 
 def layout_of(pack_tokens: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What does not change the mathematics but the order of its sums: packs, threads, types, the processor."""
+    """What does not change the mathematics but the order of its sums: packs, processes, threads, types, chips."""
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else (
         f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}")
     threads = {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
-    return {"pack_tokens": pack_tokens, **threads, "dtype": str(dtype).removeprefix("torch."), "processor": processor}
+    return {"pack_tokens": pack_tokens, "processes": ranks.world(), **threads,
+            "dtype": str(dtype).removeprefix("torch."), "processor": processor}
 
 
 def data_files(files: list[dict[str, Any]]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..core import ranks
 from ..core.config import Settings
 from ..core.errors import UserError
 from ..core.pack import Pack
@@ -21,7 +22,8 @@ from .objective import Models, Objective
 from .optim import MasterAdamW
 from .record import Record
 from .schedule import learning_rate, warmup_updates
-from .update import accumulate, check_finite, evaluate, lay_packs
+from .share import count_tokens, even_packs, share_packs, sum_gradients
+from .update import accumulate, check_finite, evaluate
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -65,6 +67,7 @@ class Loop:
     record: Record
     pack_tokens: int
     held: list[Pack] = field(default_factory=list)
+    held_rows: int = 0
     state: State = field(default_factory=State)
     facts: dict[str, Any] = field(default_factory=dict)
     clock: float = 0.0
@@ -83,7 +86,7 @@ class Loop:
             self.record.rejected(batch.rejected, step)
             line = self.updates(batch, before) | {"step": step}
             self.state.step, self.state.epoch, self.state.objective = step, batch.epoch, self.objective.state
-            done, stop = step == self.total, self.should_stop()
+            done, stop = step == self.total, ranks.any_of(self.should_stop())
             keep = False  # this update, because it is the best so far
             if self.held and (done or self._is_time_to_validate(batch, before)):
                 line |= (found := self.validate())
@@ -112,20 +115,21 @@ class Loop:
     def updates(self, batch: Batch, before: int) -> dict[str, Any]:
         """Every update of a batch after update `before` -> the last one's metrics; those of the others are told."""
         line: dict[str, Any] = {}
-        packs = lay_packs(batch.atoms, self.pack_tokens) if batch.atoms else []
+        packs = share_packs(batch.atoms, self.pack_tokens) if batch.atoms else []
         for step, update in enumerate(self.objective.collect(packs, self.models) if packs else [[]], before + 1):
             if line:
                 self.tell(line)
             rate = self.rate(step)
             line = {"step": step, "epoch": batch.epoch, "loss": None, "learning_rate": rate, "grad_norm": None}
             if update:
+                update = even_packs(update)
                 means = self.update(update, step, rate)
                 self.objective.updated(means)
                 line |= means | self.objective.facts
             seconds = -self.clock + (now := time.perf_counter())
-            tokens = sum(len(pack.ids_T) for pack in update)
-            line |= {"tokens": tokens, "trained_tokens": sum(int(pack.weights_T.count_nonzero()) for pack in update),
-                     "tokens_per_second": tokens / seconds, "seconds": seconds}
+            tokens, trained = count_tokens(update)
+            line |= {"tokens": tokens, "trained_tokens": trained, "tokens_per_second": tokens / seconds,
+                     "seconds": seconds}
             self.clock = now
         self.record.samples(self.objective.samples, before + 1)
         return line
@@ -145,6 +149,7 @@ class Loop:
         """One optimizer step on these packs -> its means and the gradient's norm before clipping."""
         self.optimizer.begin(len(packs))
         means = accumulate(self.models, self.objective, packs, self.settings.seed, step)
+        sum_gradients(self.optimizer)
         norm = self.optimizer.norm()
         check_finite(means["loss"], float(norm), packs, step)
         self.optimizer.step(rate, self.settings.max_grad_norm, norm)
@@ -168,8 +173,10 @@ class Loop:
         self.record.flush(self.state.ledger)
         state = {**self.state.to_json(), **self.facts, "optimizer_steps": self.optimizer.steps}
         state["conditions"] = {**self.facts["conditions"], "data": data_files(self.loader.files())}
-        save_checkpoint(self.record.folder / "checkpoints", self.state.step, self.optimizer.tensors(), state,
-                        self.settings.save_total_limit, best=self.state.best.step)
+        if ranks.first():
+            save_checkpoint(self.record.folder / "checkpoints", self.state.step, self.optimizer.tensors(), state,
+                            self.settings.save_total_limit, best=self.state.best.step)
+        ranks.wait()
 
     def _is_time_to_validate(self, batch: Batch, before: int) -> bool:
         every = self.settings.eval_steps

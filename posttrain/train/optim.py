@@ -68,6 +68,10 @@ class MasterAdamW:
         """The gradient of each parameter, summed or as it came; None where the loss did not reach it."""
         return [self.gradient(i) for i in range(len(self.named))]
 
+    def set_gradient(self, i: int, gradient: torch.Tensor) -> None:
+        """Put another gradient, of any type, in the place of parameter i's."""
+        self._sums[i], self.named[i][1].grad = gradient, None
+
     def norm(self) -> torch.Tensor:
         """Euclidean norm of the whole gradient, float32 or wider, a scalar tensor."""
         parts = [torch.linalg.vector_norm(g.reshape(-1)[a:b].to(torch.promote_types(g.dtype, torch.float32)))

@@ -100,6 +100,25 @@ class Record:
         return writing(self.folder / name)
 
 
+class SilentRecord(Record):
+    """What every process but the first has: it writes nothing."""
+
+    def start(self, settings: Settings) -> None:
+        pass
+
+    def rewind(self, step: int, note: Callable[[str], None]) -> None:
+        pass
+
+    def flush(self, ledger: Ledger) -> None:
+        pass
+
+    def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
+        pass
+
+    def _write(self, name: str, text: str) -> None:
+        pass
+
+
 def _step_of(line: bytes) -> int | None:
     """The update that a line of metrics or of rejected rows belongs to; None if it was not written to its end."""
     try:

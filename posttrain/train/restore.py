@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from ..core import ranks
 from ..core.config import Settings
 from ..core.errors import SettingsError, UserError
 from ..data.loader import Loader
@@ -29,6 +30,10 @@ def restore(settings: Settings, record: Record, optimizer: MasterAdamW, state: S
     path, skipped = latest_checkpoint(record.folder / "checkpoints")
     for line in skipped:
         note(line)
+    if ranks.differs(0 if path is None else int(path.name)):
+        raise UserError("the processes of this run see different checkpoints", where=str(record.folder),
+                        found=f"process {ranks.rank()} sees {path.name if path else 'none'}",
+                        fix="put output_dir on a file system that all machines share")
     if path is None:
         note("no checkpoint yet: starting at update 0")
         return record.start(settings)

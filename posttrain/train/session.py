@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..core import ranks
 from ..core.config import Settings
 from ..core.errors import UserError
 from ..core.pack import Pack
@@ -33,10 +34,10 @@ from .early_stopping import go_back
 from .loop import Loop, State
 from .objective import Models, Objective
 from .optim import MasterAdamW
-from .record import Record
+from .record import Record, SilentRecord
 from .rehearsal import hold_rehearsal
 from .restore import restore
-from .update import lay_packs
+from .share import share_packs
 
 Note = Callable[[str], None]
 
@@ -56,8 +57,7 @@ class Session:
     def run(self) -> str:
         """Train -> `finished` or `interrupted`; a finished run has its model folder."""
         loop, record = self.loop, self.record
-        record.status(status="running", step=loop.state.step,
-                      held_out_rows=len({origin for pack in loop.held for origin in pack.origins}))
+        record.status(status="running", step=loop.state.step, held_out_rows=loop.held_rows)
         try:
             whole = loop.run()
         except BaseException as e:
@@ -78,13 +78,17 @@ class Session:
         """Write the model folder and close the record; where that fails, a last checkpoint, from which to go on."""
         loop, record = self.loop, self.record
         masters = {name: partial(loop.optimizer.master, i) for i, (name, _) in enumerate(loop.optimizer.named)}
+        folder, failure = record.folder / "model", None
         try:
-            folder = export_model(record.folder / "model", self.policy, masters, self.spec, card)
-        except BaseException:  # whatever it was, what was learnt is not lost with it
+            if ranks.first():
+                export_model(folder, self.policy, masters, self.spec, card)
+        except BaseException as e:  # whatever it was, what was learnt is not lost with it
+            failure = e
+        if ranks.any_of(failure is not None):
             if self.exported == loop.state.step:  # else the checkpoint that it was taken from is there
                 with contextlib.suppress(UserError):
                     loop.checkpoint()
-            raise
+            raise failure or ranks.LostError("another process of this run failed")
         record.status(status="finished", step=loop.state.step, exported_step=self.exported, model="model",
                       eval_loss=loop.state.eval_loss,
                       seconds_of_last_start=round(time.perf_counter() - self.began, 2))
@@ -108,7 +112,7 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     policy.heads = make_heads(policy.model, objective.needs, settings.seed)
     optimizer = MasterAdamW(policy.named_parameters(), beta1=settings.adam_beta1, beta2=settings.adam_beta2,
                             eps=settings.adam_epsilon, weight_decay=settings.weight_decay)
-    record, state = Record(folder), State()
+    record, state = Record(folder) if ranks.first() else SilentRecord(folder), State()
     conditions = {"code": code_versions(policy.base.four_bit),
                   "layout": layout_of(settings.pack_tokens, policy.dtype, policy.device)}
     restore(settings, record, optimizer, state, conditions, loader, note, policy)
@@ -123,13 +127,15 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
                                        settings.seed)
     head = loader.judge()
     spec.enable_thinking = head.thinking  # saved with the tokenizer: answers are asked for as training asked
-    with writing(folder / "tokenizer"):
-        spec.save(folder / "tokenizer")
+    if ranks.first():
+        with writing(folder / "tokenizer"):
+            spec.save(folder / "tokenizer")
     facts = {"base": str(Path(ref.base).resolve()) if ref and Path(ref.base).exists() else (ref.base if ref else ""),
              "adapter": str(ref.adapter.resolve()) if ref and ref.adapter else None, "vocab_size": spec.vocab_size,
              "base_hash": policy.base.sha256, "new_tokens": new_tokens, "conditions": conditions}
+    held, held_rows = _held_packs(settings, loader, settings.pack_tokens, note)
     loop = Loop(settings, Models(forward), objective, optimizer, loader, record, settings.pack_tokens,
-                held=_held_packs(settings, loader, settings.pack_tokens, note), state=state, facts=facts)
+                held=held, held_rows=held_rows, state=state, facts=facts)
     hold_rehearsal(loop, policy, head, memory, note)
     return Session(loop, policy, spec, head, record, began)
 
@@ -139,6 +145,7 @@ def settle_layout(settings: Settings, policy: Policy, note: Note) -> Settings:
     if settings.pack_tokens != "auto":
         return settings
     tokens, why = choose_pack_tokens(policy, settings.max_length)
+    tokens = -int(ranks.largest([-tokens])[0])  # the least that any process has room for
     note(f"pack_tokens = {tokens}: {why}")
     return settings.model_copy(update={"pack_tokens": tokens})
 
@@ -166,15 +173,16 @@ def _tell_machine(settings: Settings, policy: Policy, note: Note) -> None:
         note(line)
 
 
-def _held_packs(settings: Settings, loader: Loader, pack_tokens: int, note: Note) -> list[Pack]:
+def _held_packs(settings: Settings, loader: Loader, pack_tokens: int, note: Note) -> tuple[list[Pack], int]:
+    """This process's packs of the held-out rows, and how many rows those of all processes are."""
     if not settings.eval_data and not settings.eval_split:
-        return []
+        return [], 0
     held = loader.held_rows()
     if not held.atoms:
         raise UserError("no held-out row can be used", where="eval_data" if settings.eval_data else "eval_split",
                         found=f"{held.ledger.rows_read} rows read, all dropped")
     note(f"held out: {held.ledger.rows_trained:,} rows, {held.ledger.trained:,} tokens judged")
-    return lay_packs(held.atoms, pack_tokens)
+    return share_packs(held.atoms, pack_tokens), len({s.origin for s in held.sequences})
 
 
 def choose_pack_tokens(policy: Policy, max_length: int) -> tuple[int, str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Many
 
 import torch
 
+from ..core import ranks
 from ..core.errors import UserError
 from ..core.pack import Pack, make_pack
 from ..core.seeds import seed_for
@@ -23,10 +24,12 @@ def lay_packs(atoms: Many[Many[Sequence]], pack_tokens: int) -> list[Pack]:
 def accumulate(models: Models, objective: Objective, packs: Many[Pack], seed: int, step: int) -> dict[str, float]:
     """Backward over all packs of an update -> the update's means by name (`loss`, …), in the objective's units.
 
-    The sum of losses is divided once, by the sum of sizes over all packs, known before the first backward. What is
-    logged with a size of its own is divided by that, and left out where it is 0.
+    The sum of losses is divided once, by the sum of sizes over all packs of all processes, known before the first
+    backward; each process keeps the gradient of its own packs. What is logged with a size of its own is divided by
+    that, and left out where it is 0.
     """
-    denominator = sum(objective.size(pack).double().item() for pack in packs)
+    own = sum(objective.size(pack).double().item() for pack in packs if not pack.idle)
+    denominator, = ranks.add_up([own])
     if not denominator:
         raise AssertionError("an update that trains nothing reached the model")
     sums: dict[str, torch.Tensor] = {}
@@ -34,18 +37,21 @@ def accumulate(models: Models, objective: Objective, packs: Many[Pack], seed: in
     if models.policy.noise is not None:
         models.policy.noise.update = step
     for number, pack in enumerate(packs):
-        torch.manual_seed(seed_for(seed, "dropout", step, number))
+        torch.manual_seed(seed_for(seed, "dropout", step, number * ranks.world() + ranks.rank()))
         pack = pack.to(models.policy.device)
         for model, needs in models.passes(objective.needs):
             loss, more = objective.loss(model(pack, needs, objective.temperature), pack)
-            (loss / denominator).backward()
+            ((loss * 0 if pack.idle else loss) / denominator).backward()  # an idle one stays connected to the weights
             for name, value in (("loss", loss), *more.items()):
                 if isinstance(value, tuple):
                     value, size = value
-                    sizes[name] = sizes.get(name, 0) + size.double()
-                sums[name] = sums.get(name, 0) + value.detach().double()
-    counts = {name: float(sizes.get(name, denominator)) for name in sums}
-    return {name: float(value) / counts[name] for name, value in sums.items() if counts[name]}
+                    sizes[name] = sizes.get(name, 0) + (0 if pack.idle else size.double())
+                sums[name] = sums.get(name, 0) + (0 if pack.idle else value.detach().double())
+    own = [*(float(sums[name]) for name in sums), *(float(sizes[name]) for name in sizes)]
+    totals = ranks.add_up(own)
+    counts = dict(zip(sizes, totals[len(sums):], strict=True))
+    return {name: total / size for name, total in zip(sums, totals, strict=False)
+            if (size := counts.get(name, denominator))}
 
 
 def check_finite(loss: float, norm: float, packs: Many[Pack], step: int) -> None:
@@ -61,7 +67,7 @@ def check_finite(loss: float, norm: float, packs: Many[Pack], step: int) -> None
 
 @torch.no_grad()
 def evaluate(models: Models, objective: Objective, packs: Many[Pack]) -> dict[str, float]:
-    """The objective's means over held-out packs, in evaluation mode: {loss, units}."""
+    """The objective's means over the held-out packs of all processes, in evaluation mode: {loss, units}."""
     model, objective = models.policy.model, objective.judge()
     was_training = model.training
     model.eval()
@@ -69,7 +75,9 @@ def evaluate(models: Models, objective: Objective, packs: Many[Pack]) -> dict[st
     for pack in packs:
         pack = pack.to(models.policy.device)
         loss, _ = objective.loss(models.policy(pack, objective.needs), pack)
-        total += float(loss.double())
-        units += float(objective.size(pack).double())
+        if not pack.idle:
+            total += float(loss.double())
+            units += float(objective.size(pack).double())
     model.train(was_training)
+    total, units = ranks.add_up([total, units])
     return {"loss": total / units if units else float("nan"), "units": units}

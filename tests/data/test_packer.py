@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from posttrain.core.sequence import Sequence
-from posttrain.data.packer import assign, pack_sequences
+from posttrain.data.packer import assign, deal, pack_sequences
 
 
 def sequence(length: int, name: str = "a:1") -> Sequence:
@@ -36,6 +36,13 @@ def test_atoms_stay_together_and_order_is_kept():
     atoms = [[sequence(3, f"a:{i}"), sequence(2, f"b:{i}")] for i in range(4)]
     packs = pack_sequences(atoms, 10)
     assert [[s.origin for s in p] for p in packs] == [["a:0", "b:0", "a:2", "b:2"], ["a:1", "b:1", "a:3", "b:3"]]
+
+
+def test_shares_are_alike_in_tokens_and_lose_nothing():
+    atoms = [[sequence(n, f"a:{n}")] for n in (9, 1, 8, 2, 7, 3)]
+    shares = deal(atoms, 3)
+    assert [[len(s) for atom in share for s in atom] for share in shares] == [[9, 1], [8, 2], [7, 3]]
+    assert deal(atoms[:2], 3) == [[atoms[0]], [atoms[1]], []] and deal(atoms, 1) == [atoms]
 
 
 def test_an_atom_longer_than_a_pack_is_our_mistake():

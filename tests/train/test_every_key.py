@@ -9,6 +9,7 @@ import types
 
 import pytest
 import torch
+from key_cases import max_restarts, processes
 
 from posttrain.core.config import key_names
 
@@ -300,7 +301,7 @@ CASES = {
     eval_data, eval_split, columns, max_length, overlong, bad_rows, max_lost, train_on, enable_thinking, template_date,
     num_train_epochs, max_steps, pack_tokens, gradient_checkpointing, lora_target_modules, output_dir, resume,
     allow_changes, save_steps, save_total_limit, eval_steps, early_stopping_patience,
-    logging_steps, report_to)}
+    logging_steps, report_to, processes, max_restarts)}
 
 
 @pytest.mark.parametrize("key", key_names())
