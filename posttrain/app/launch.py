@@ -17,7 +17,7 @@ from rich.console import Console
 
 from posttrain.app.narrate import tell_data, tell_how_to_go_on, tell_next, tell_result
 from posttrain.app.progress import Progress
-from posttrain.app.reporters import need, open_reporters
+from posttrain.app.reporters import Reporter, need, open_reporters
 from posttrain.app.resume import check_same_run
 from posttrain.app.run import Run
 from posttrain.app.runs import fresh_run
@@ -75,13 +75,14 @@ def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
             settings = _settle_model(settings, ref, spec, note)
             loader.tokenizer(spec)
             session = _open(settings, folder, ref, spec, loader, note, began)
+            reporters = open_reporters(session.loop.settings, folder) if ranks.first() else []
         except BaseException:
             # nothing was trained: leave no folder that is in the way of the next try
             if not settings.resume and ranks.first() and not ranks.restarts():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         tell_data(session, note, console)
-        status = _train(session, console, note)
+        status = _train(session, console, note, reporters)
         run = Run(folder)
         if status != "finished":
             raise Interrupted(run, tell_how_to_go_on(session, status, folder, note))
@@ -218,7 +219,7 @@ def _settle_model(settings: Settings, ref, spec, note: Callable[[str], None]) ->
     return settings.model_copy(update=update)
 
 
-def _train(session, console: Console, note: Callable[[str], None]) -> str:
+def _train(session, console: Console, note: Callable[[str], None], reporters: list[Reporter]) -> str:
     loop, settings = session.loop, session.loop.settings
     progress = Progress(loop.total, console, start=loop.state.step, every=settings.logging_steps)
     caught: list[int] = []
@@ -238,7 +239,6 @@ def _train(session, console: Console, note: Callable[[str], None]) -> str:
 
     loop.should_stop = lambda: bool(caught)
     loop.say = say
-    reporters = open_reporters(settings, loop.record.folder) if ranks.first() else []
     old = _catch(stop)
     try:
         with progress:

@@ -30,7 +30,18 @@ def need(name: str) -> Any:
 
 def open_reporters(settings: Settings, folder: Path) -> list[Reporter]:
     """One reporter per name in `report_to`, each logging every `logging_steps` updates."""
-    return [_Every(_OPEN[name](need(name), settings, folder), settings.logging_steps) for name in settings.report_to]
+    return [_Every(_opened(name, settings, folder), settings.logging_steps) for name in settings.report_to]
+
+
+def _opened(name: str, settings: Settings, folder: Path) -> Reporter:
+    """A library's own failures to start (no login, no network, no room) are no fault of the run's."""
+    library = need(name)
+    own = (library.Error,) if hasattr(library, "Error") else ()  # wandb's
+    try:
+        return _OPEN[name](library, settings, folder)
+    except (OSError, ValueError, RuntimeError, *own) as e:
+        said = str(e).strip() or type(e).__name__
+        raise UserError(f"{name} could not be started", where="report_to", found=said, fix=_STARTS[name]) from e
 
 
 class _Every:
@@ -75,4 +86,7 @@ class _Tracker:
         self.module.finish()
 
 
+_STARTS = {"tensorboard": "make the run folder writable, or drop tensorboard from report_to",
+           "wandb": "log in with `wandb login`, set WANDB_MODE=offline, or drop wandb from report_to",
+           "trackio": "drop trackio from report_to; metrics.jsonl in the run folder has the same numbers"}
 _OPEN = {"tensorboard": _Tensorboard, "wandb": _Tracker, "trackio": _Tracker}

@@ -206,10 +206,13 @@ def _is_generic(folder: Path) -> bool:
     """A folder whose tokenizer.json is the whole tokenizer: AutoTokenizer (and torch) would add nothing
     (test_tokenizer.py::test_generic_folders_load_the_same_without_torch)."""
     config = folder / "tokenizer_config.json"
-    if not (folder / "tokenizer.json").is_file() or not config.is_file():
+    if not config.is_file():
         return False
     try:
         read = json.loads(config.read_text("utf-8"))
     except ValueError as e:
         raise UserError("tokenizer_config.json is not valid JSON", where=str(config), found=str(e)) from None
-    return read.get("tokenizer_class") in GENERIC and "auto_map" not in read
+    if not isinstance(read, dict):
+        raise UserError("tokenizer_config.json holds no settings", where=str(config), found=f"a {type(read).__name__}",
+                        expected="a JSON object", fix="bring the file back from where the tokenizer came from")
+    return (folder / "tokenizer.json").is_file() and read.get("tokenizer_class") in GENERIC and "auto_map" not in read

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -34,34 +35,47 @@ class UnknownAttention(ValueError):
     """A model asked its attention for something this module does not know; the load probe then falls back."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Layout:
     """Where the sequences of the current pack lie, and the causal batches that they are run as.
 
-    `batches` lists the shapes [B, L]. Laid end to end, the batches take row `spread[r]` of the stream at row r (padding
-    repeats a sequence's last token); token t of the stream stands at row `back[t]`. Both are None where the stream is
-    one batch as it is.
+    `batches` lists the shapes [B, L], laid out when first asked for (the varlen kernel needs none). Laid end to end,
+    the batches take row `spread[r]` of the stream at row r (padding repeats a sequence's last token); token t of the
+    stream stands at row `back[t]`. Both are None where the stream is one batch as it is.
     """
 
     bounds: list[int]
     device: torch.device
     few_shapes: bool = False
     padding: int = 0  # tokens after the last sequence that attend to nothing
-    batches: list[tuple[int, int]] = field(default_factory=list)
-    spread: torch.Tensor | None = None
-    back: torch.Tensor | None = None
     masks: dict = field(default_factory=dict)
     cu_seqlens: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
             self.cu_seqlens = torch.tensor(self.bounds, dtype=torch.int32, device=self.device)
-        parts = [self._rows(group, length) for group, length in self._groups()]
-        spread, real = (torch.cat(part) for part in zip(*parts, strict=True))
-        if len(self.batches) > 1 or not bool(real.all()):
-            back = torch.empty(self.bounds[-1], dtype=torch.long)
-            back[spread[real]] = real.nonzero()[:, 0]
-            self.spread, self.back = spread.to(self.device), back.to(self.device)
+
+    @property
+    def batches(self) -> list[tuple[int, int]]:
+        return self._laid[0]
+
+    @property
+    def spread(self) -> torch.Tensor | None:
+        return self._laid[1]
+
+    @property
+    def back(self) -> torch.Tensor | None:
+        return self._laid[2]
+
+    @cached_property
+    def _laid(self) -> tuple[list[tuple[int, int]], torch.Tensor | None, torch.Tensor | None]:
+        shapes, spreads, reals = zip(*(self._rows(group, length) for group, length in self._groups()), strict=True)
+        spread, real = torch.cat(spreads), torch.cat(reals)
+        if len(shapes) == 1 and bool(real.all()):
+            return list(shapes), None, None
+        back = torch.empty(self.bounds[-1], dtype=torch.long)
+        back[spread[real]] = real.nonzero()[:, 0]
+        return list(shapes), spread.to(self.device), back.to(self.device)
 
     def _groups(self) -> list[tuple[list[int], int]]:
         """Sequences that share a batch, longest first, each group with its batch's length."""
@@ -80,8 +94,8 @@ class Layout:
                 groups.append(([s], size))
         return groups
 
-    def _rows(self, group: list[int], length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append the group's batch -> the stream row of each of its rows [B*L], and which are no padding."""
+    def _rows(self, group: list[int], length: int) -> tuple[tuple[int, int], torch.Tensor, torch.Tensor]:
+        """The group's batch: its shape, the stream row of each of its rows [B*L], and which are no padding."""
         starts = torch.tensor([self.bounds[s] for s in group])
         sizes = torch.tensor([self.bounds[s + 1] - self.bounds[s] for s in group])
         short = self.few_shapes and length <= SHORT and len(group) <= COUNTS[-1]
@@ -91,8 +105,7 @@ class Layout:
         sizes = torch.cat([sizes, torch.zeros(more, dtype=sizes.dtype)])
         inside = torch.arange(length)
         rows = starts[:, None] + torch.minimum(inside[None], (sizes[:, None] - 1).clamp(min=0))
-        self.batches.append((batch, length))
-        return rows.flatten(), (inside[None] < sizes[:, None]).flatten()
+        return (batch, length), rows.flatten(), (inside[None] < sizes[:, None]).flatten()
 
     def window_mask(self, length: int, window: int) -> torch.Tensor:
         """[L, L] bool, true where query i may see key j: 0 <= i - j < window."""

@@ -54,6 +54,14 @@ def test_every_part_is_shown_in_order(stand_in, capsys):
     assert read_config("here/config.yaml")["seed"] == 7
 
 
+def test_a_folder_in_use_is_refused_before_anything_is_computed(stand_in, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "notes.txt").write_text("mine")
+    monkeypatch.setattr("posttrain.app.assistant.load", lambda *_: pytest.fail("the base was loaded"))
+    assert main(["demo", "--output_dir", "here"]) == 2
+    assert "the output folder is in use" in capsys.readouterr().err
+
+
 def test_ctrl_c_in_its_training_ends_it_like_any_run(stand_in, monkeypatch):
     def stopped(*given, **how):
         raise Interrupted(None, 130)

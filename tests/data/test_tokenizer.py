@@ -242,6 +242,13 @@ def test_a_broken_tokenizer(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{,}")
     with pytest.raises(UserError, match="tokenizer_config.json is not valid JSON"):
         load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('["a list"]')
+    with pytest.raises(UserError, match="tokenizer_config.json holds no settings") as e:
+        load_tokenizer(tmp_path)
+    assert e.value.found == "a list" and e.value.expected == "a JSON object"
+    (tmp_path / "tokenizer_config.json").write_text("{,}")
+    with pytest.raises(UserError, match="tokenizer_config.json is not valid JSON"):
+        load_tokenizer(tmp_path)
 
 
 def test_bad_templates(tmp_path):
