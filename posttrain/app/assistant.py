@@ -70,7 +70,7 @@ def load(name: str | Path, settings: Settings | None = None) -> Assistant:
     from posttrain.model.resolve import resolve_model
 
     ref = resolve_model(name)
-    spec = load_tokenizer(ref.tokenizer, chat_template=settings.chat_template, template_date=_date(ref, settings),
+    spec = load_tokenizer(ref.tokenizer, chat_template=settings.chat_template, template_date=date_of(ref, settings),
                           trust_remote_code=settings.trust_remote_code)
     thinking = None if settings.enable_thinking == "auto" else settings.enable_thinking == "true"
     renderer = Renderer(spec, enable_thinking=thinking)
@@ -86,7 +86,7 @@ def load(name: str | Path, settings: Settings | None = None) -> Assistant:
     return Assistant(str(name), policy.model, renderer, facts)
 
 
-def _date(ref, settings: Settings) -> str | None:
+def date_of(ref, settings: Settings) -> str | None:
     """The date for templates that print today's: as set, else the one that the run was trained with."""
     if settings.template_date or ref.run is None:
         return settings.template_date

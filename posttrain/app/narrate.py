@@ -69,5 +69,7 @@ def tell_next(console: Console, run: Run, settings: Settings, sources: list[dict
         questions = quote(parse_spec(asked).path)
         commands.append((f"posttrain compare {quote(settings.model)} {folder} --questions {questions} --limit 5",
                          "answers side by side"))
+    if settings.adapts:
+        commands.append((f"posttrain merge {folder}", "one plain folder, adapter and base in one"))
     commands.append((f"posttrain data show {folder}", "every trained token"))
     next_commands(console, commands)

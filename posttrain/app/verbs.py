@@ -124,6 +124,12 @@ VERBS = {verb.name: verb for verb in (
          about="MODEL is a run, a checkpoint, an adapter, a Hugging Face folder, a hub id, or the URL of an "
                "OpenAI-compatible endpoint. Writes eval.json and answers.jsonl into output_dir (default: a fresh "
                "runs/eval-N). Exits 0; with --gate 1 where a general figure drops more than max_forgetting."),
+    Verb("merge", "an adapter into its base: one plain Hugging Face folder, checked in a fresh process",
+         "posttrain.app.merge:main", words=("RUN",), keys=("trust_remote_code", "device", "threads"),
+         options=(Option("output", "str", None, "the folder to be made; default: RUN/merged"), JSON),
+         examples=("posttrain merge runs/sft-1", "posttrain merge runs/sft-1/checkpoints/200 --output merged-200"),
+         about="RUN is a run, a checkpoint or an adapter. The folder takes its name once a fresh process has found in "
+               "it the greedy text and logits of base and adapter, in float32 on both sides."),
     Verb("env", "versions, processor, memory, GPU, disk: what a bug report needs, and no secrets",
          "posttrain.app.env:main", options=(JSON,), examples=("posttrain env",)),
 )}
