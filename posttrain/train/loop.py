@@ -10,6 +10,7 @@ from typing import Any
 from ..core import ranks
 from ..core.config import Settings
 from ..core.errors import UserError
+from ..core.fault import fault_point
 from ..core.pack import Pack
 from ..data.batch import Batch
 from ..data.judge import check_lost
@@ -18,12 +19,13 @@ from ..data.loader import Loader
 from ..model.checkpoint import save_checkpoint
 from .conditions import data_files
 from .early_stopping import Best
+from .nonfinite import blame, finite
 from .objective import Models, Objective
 from .optim import MasterAdamW
 from .record import Record
 from .schedule import learning_rate, warmup_updates
 from .share import count_tokens, even_packs, share_packs, sum_gradients
-from .update import accumulate, check_finite, evaluate
+from .update import accumulate, evaluate
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -73,19 +75,23 @@ class Loop:
     clock: float = 0.0
     say: Say = lambda line: None
     should_stop: Callable[[], bool] = lambda: False
+    decode: Callable[[list[int]], str] = str
+    settled: int = -1  # the optimizer's steps at the state's update: more of them, and the weights are beyond it
 
     def run(self) -> bool:
         """Updates from the state's step to the end, or an early one -> True, or False where it was asked to stop."""
+        self.settled = self.optimizer.steps
         patience = self.settings.early_stopping_patience
         if self.held and self.state.step == 0:
             self.state.eval_loss_before = self.validate()["eval_loss"]
         self.clock = time.perf_counter()  # an update's seconds hold the wait for its rows, not validation or saving
         for batch in self.loader.batches(start=self.state.step // self.objective.updates):
-            self.state.ledger.merge(batch.ledger)
             before, step = self.state.step, batch.step * self.objective.updates
-            self.record.rejected(batch.rejected, step)
             line = self.updates(batch, before) | {"step": step}
+            self.state.ledger.merge(batch.ledger)  # only now: the state is never that of half an update
+            self.record.rejected(batch.rejected, step)
             self.state.step, self.state.epoch, self.state.objective = step, batch.epoch, self.objective.state
+            self.settled = self.optimizer.steps
             done, stop = step == self.total, ranks.any_of(self.should_stop())
             keep = False  # this update, because it is the best so far
             if self.held and (done or self._is_time_to_validate(batch, before)):
@@ -95,6 +101,7 @@ class Loop:
                     keep = self.state.best.judge(self.state.eval_loss, step)
                     done = done or self.state.best.since >= patience
             self.tell(line)
+            fault_point("metrics")
             if batch.epoch_ends:
                 self._judge()
             if not done and (keep or stop or _passed(self.settings.save_steps, before, step)):
@@ -151,7 +158,9 @@ class Loop:
         means = accumulate(self.models, self.objective, packs, self.settings.seed, step)
         sum_gradients(self.optimizer)
         norm = self.optimizer.norm()
-        check_finite(means["loss"], float(norm), packs, step)
+        if not finite(means["loss"], float(norm)):
+            raise blame(self, packs, step, means["loss"], float(norm))
+        fault_point("update")
         self.optimizer.step(rate, self.settings.max_grad_norm, norm)
         return means | {"grad_norm": float(norm)}
 
@@ -168,14 +177,14 @@ class Loop:
             self.checkpoint()
             raise
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, keep_all: bool = False) -> None:
         """Write checkpoints/STEP; metrics and ledger on disk are at the same update."""
         self.record.flush(self.state.ledger)
         state = {**self.state.to_json(), **self.facts, "optimizer_steps": self.optimizer.steps}
         state["conditions"] = {**self.facts["conditions"], "data": data_files(self.loader.files())}
         if ranks.first():
             save_checkpoint(self.record.folder / "checkpoints", self.state.step, self.optimizer.tensors(), state,
-                            self.settings.save_total_limit, best=self.state.best.step)
+                            None if keep_all else self.settings.save_total_limit, best=self.state.best.step)
         ranks.wait()
 
     def _is_time_to_validate(self, batch: Batch, before: int) -> bool:

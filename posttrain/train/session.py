@@ -15,7 +15,7 @@ import torch
 
 from ..core import ranks
 from ..core.config import Settings
-from ..core.errors import UserError
+from ..core.errors import UserError, WriteError
 from ..core.pack import Pack
 from ..data.judge import Head
 from ..data.loader import Loader
@@ -62,6 +62,8 @@ class Session:
             whole = loop.run()
         except BaseException as e:
             with contextlib.suppress(UserError):  # a full disk has said so already
+                if isinstance(e, UserError) and not isinstance(e, WriteError):
+                    self._keep()
                 record.status(status="interrupted" if isinstance(e, KeyboardInterrupt) else "failed",
                               step=loop.state.step)
             raise
@@ -73,6 +75,15 @@ class Session:
         record.status(status="exporting" if whole else "interrupted", step=loop.state.step,
                       eval_loss=loop.state.eval_loss, eval_loss_before=loop.state.eval_loss_before)
         return "finished" if whole else "interrupted"
+
+    def _keep(self) -> None:
+        """Where the data, a row or a number ended the run: a checkpoint of the last whole update, beside the others.
+
+        Not with several processes, of which one may be alone in its trouble.
+        """
+        loop = self.loop
+        if ranks.world() == 1 and loop.state.step and loop.optimizer.steps == loop.settled:
+            loop.checkpoint(keep_all=True)
 
     def export(self, card: str) -> Path:
         """Write the model folder and close the record; where that fails, a last checkpoint, from which to go on."""
@@ -135,7 +146,7 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
              "base_hash": policy.base.sha256, "new_tokens": new_tokens, "conditions": conditions}
     held, held_rows = _held_packs(settings, loader, settings.pack_tokens, note)
     loop = Loop(settings, Models(forward), objective, optimizer, loader, record, settings.pack_tokens,
-                held=held, held_rows=held_rows, state=state, facts=facts)
+                held=held, held_rows=held_rows, state=state, facts=facts, decode=spec.decode)
     hold_rehearsal(loop, policy, head, memory, note)
     return Session(loop, policy, spec, head, record, began)
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence as Many
 import torch
 
 from ..core import ranks
-from ..core.errors import UserError
 from ..core.pack import Pack, make_pack
 from ..core.seeds import seed_for
 from ..core.sequence import Sequence
@@ -52,17 +51,6 @@ def accumulate(models: Models, objective: Objective, packs: Many[Pack], seed: in
     counts = dict(zip(sizes, totals[len(sums):], strict=True))
     return {name: total / size for name, total in zip(sums, totals, strict=False)
             if (size := counts.get(name, denominator))}
-
-
-def check_finite(loss: float, norm: float, packs: Many[Pack], step: int) -> None:
-    """Stop before the optimizer's step where the loss or gradient is not finite, naming the rows of the update."""
-    if loss - loss == 0 and norm - norm == 0:
-        return
-    origins = sorted({o for pack in packs for o in pack.origins})
-    shown = ", ".join(origins[:8]) + (f" and {len(origins) - 8} more" if len(origins) > 8 else "")
-    raise UserError(f"the {'loss' if loss - loss else 'gradient'} of update {step} is not finite; the weights are as "
-                    f"before it", where=shown, found=f"loss {loss}, gradient norm {norm}",
-                    fix="lower learning_rate, or look at these rows with `posttrain data show`")
 
 
 @torch.no_grad()

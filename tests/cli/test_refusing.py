@@ -92,10 +92,12 @@ def test_a_loss_that_is_not_finite(sft, rows, tmp_path, capsys):
     assert sft("--method", "full", "--learning_rate", "1e30", "--max_steps", 9, "--max_grad_norm", 0) == 2
     said = capsys.readouterr().err
     assert "of update 2 is not finite; the weights are as before it" in said and "found:    loss " in said
-    assert "lower learning_rate" in said and "posttrain data show" in said
+    assert "lower learning_rate" in said and "each of its rows does it alone" in said
     named = said.split("where:    ")[1].split("\n")[0]
     assert all(part.startswith(f"{rows}:") for part in named.split(", ")) and named.count(f"{rows}:") == 8
     run = Run(tmp_path / "run")
+    assert len((run.path / "offending_rows.jsonl").read_text().splitlines()) == 8
+    assert [p.name for p in run.checkpoints] == ["1"]  # what was learnt until then
     assert len(run.metrics) == 1 and run.status["status"] == "failed" and not run.model_path.exists()
 
 
@@ -104,9 +106,9 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(sft, tmp_path, caps
 
     stepped, real = [], loop.MasterAdamW.step
     monkeypatch.setattr(loop.MasterAdamW, "norm", lambda self: torch.tensor(float("inf")))
-    monkeypatch.setattr(loop.MasterAdamW, "step", lambda self, *given: stepped.append(1) or real(self, *given))
+    monkeypatch.setattr(loop.MasterAdamW, "step", lambda self, *given: stepped.append(given[0]) or real(self, *given))
     assert sft("--max_steps", 2) == 2
-    assert "the gradient of update 1 is not finite" in capsys.readouterr().err and not stepped
+    assert "the gradient of update 1 is not finite" in capsys.readouterr().err and not any(stepped)  # 0: the rehearsal
 
 
 def test_a_base_with_broken_weights(sft, tiny_model, tmp_path, capsys):
