@@ -16,7 +16,7 @@ FREE = frozenset({"output_dir", "resume", "allow_changes", "device", "threads", 
                   "report_to", "processes", "max_restarts"})
 # What a checkpoint fits to: another one of these is another model.
 FIXED = frozenset({"model", "model_config", "tokenizer", "chat_template", "objective", "method", "lora_r",
-                   "lora_target_modules"})
+                   "lora_target_modules", "use_dora"})
 # Chosen by the program at the first start where the user leaves it open: asked for again, it is what it was.
 CHOSEN = {"learning_rate": None, "pack_tokens": "auto", "template_date": None}
 NAMES_A_RUN = frozenset({"model", "model_config", "data"})

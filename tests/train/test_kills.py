@@ -48,7 +48,8 @@ class Victim:
         main.write_text("".join(json.dumps(r) + "\n" for r in rows[:96]))
         replay.write_text("".join(json.dumps({"text": f"the {a} of the {b}"}) + "\n" for a in WORDS for b in WORDS[:3]))
         held.write_text("".join(json.dumps(r) + "\n" for r in rows[96:112]))
-        per_method = {"full": ["--dtype", "bfloat16"], "lora": ["--dtype", "float32", "--lora_dropout", "0.2"]}
+        adapters = ["--lora_dropout", "0.2"]
+        per_method = {"full": ["--dtype", "bfloat16"], "lora": ["--dtype", "float32", *adapters], "qlora": adapters}
         self.folder, self.log = folder, str(folder / "log")
         self.asked = ["sft", "--model", str(tiny), "--data", str(main), "--data", f"{replay}@0.2", "--eval_data",
                       str(held), "--eval_steps", "3", "--method", method, "--batch_size", "16",
@@ -117,9 +118,11 @@ AMID = ["update:1", "metrics:1", "update:3", "metrics:2", "update:2", "save.weig
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_twenty_kills_change_nothing(victim, method):
     """At 20 exact points and at up to 6 moments that nobody chose."""
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
     run = victim(method)
     assert run.run("whole") == 0, run.said()
     for point in [*BEFORE, *INSIDE, *AMID]:
