@@ -25,8 +25,8 @@ def blame(loop: Any, packs: list[Pack], step: int, loss: float, norm: float) -> 
     """The error for an update whose loss or gradient is not finite, after the rows that do it lie in the run folder.
 
     Each row of the update is run alone, forward and backward, with the weights as they were: the ones whose own loss
-    or gradient is not finite are to blame; where none is, their sum overflows, and all of them are written down. Several
-    processes write down all rows of theirs: a forward of one alone would wait for the others.
+    or gradient is not finite are to blame; where none is, their sum overflows, and all of them are written down.
+    Several processes write down all rows of theirs: a forward of one alone would wait for the others.
     """
     single = ranks.world() == 1
     rows = [row for pack in packs if not pack.idle for row in atoms(pack)]
