@@ -90,6 +90,10 @@ def read_prompts(file: str, limit: int | None = None) -> list[list[dict[str, Any
         from posttrain.data.read import open_source
 
         source = open_source(file)
+        try:
+            source.format  # noqa: B018 - detection is what may fail
+        except UserError:  # pairs ask questions too; whatever else it is, its columns may do
+            source = open_source(file, objective="dpo")
         count = len(source) if limit is None else min(limit, len(source))
         found = [_prompt_of(source, i) for i in range(count)]
     if not found:

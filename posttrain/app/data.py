@@ -59,7 +59,8 @@ def show(command: Command) -> int:
 
     settings, options = command.settings, command.options
     console = make_console(to_stderr=options["json"])
-    sources = open_sources(settings.data, columns=settings.columns)
+    sources = open_sources(settings.data, columns=settings.columns, objective=settings.objective,
+                           ranked_pairs=settings.ranked_pairs)
     places = _one_row(sources, options["row"]) if options["row"] else _places(sources)
     spec = tokenizer_of(settings)
     renderer = renderer_of(settings, spec)

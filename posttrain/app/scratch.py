@@ -65,7 +65,7 @@ def _vocab_size(architecture: str) -> int:
 def _texts(settings: Settings) -> Iterator[str]:
     from posttrain.data.read import open_sources
 
-    for source in open_sources(settings.data, columns=settings.columns):
+    for source in open_sources(settings.data, columns=settings.columns, objective=settings.objective):
         for i in range(len(source)):
             try:
                 row = source.row(i)
@@ -75,6 +75,6 @@ def _texts(settings: Settings) -> Iterator[str]:
                 continue
             if row.text is not None:
                 yield row.text
-            for message in row.messages:
+            for message in [*row.messages, *(m for answer in row.answers for m in answer)]:
                 if isinstance(message.get("content"), str):
                     yield message["content"]

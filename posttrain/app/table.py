@@ -18,7 +18,8 @@ LONG = 500  # characters of a cell
 def first_rows(settings: Settings, limit: int) -> list[Row]:
     """The first `limit` rows over all of `data`, in file order; a malformed one follows `bad_rows`."""
     rows: list[Row] = []
-    for source in open_sources(settings.data, columns=settings.columns):
+    for source in open_sources(settings.data, columns=settings.columns, objective=settings.objective,
+                               ranked_pairs=settings.ranked_pairs):
         for i in range(len(source)):
             if len(rows) == limit:
                 return rows
@@ -32,9 +33,11 @@ def first_rows(settings: Settings, limit: int) -> list[Row]:
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """Origin with prompt and response, or with the text."""
+    """Origin with prompt and response, with prompt and answers (the best first), or with the text."""
     if row.kind == "text":
         return {"origin": row.origin, "text": row.text}
+    if row.answers:
+        return {"origin": row.origin, "prompt": prompt_text(row), "answers": answer_texts(row)}
     return {"origin": row.origin, "prompt": prompt_text(row), "response": response_text(row)}
 
 
@@ -48,7 +51,8 @@ def as_table(rows: list[Row]) -> Table:
         table.add_column("prompt", ratio=2)
         table.add_column("response", ratio=3)
     for row in rows:
-        cells = [row.text or ""] if row.kind == "text" else [prompt_text(row), response_text(row)]
+        cells = [row.text or ""] if row.kind == "text" else [
+            prompt_text(row), "\n\n".join(answer_texts(row)) if row.answers else response_text(row)]
         if row.kind == "text" and len(table.columns) == 3:
             cells = ["", *cells]
         table.add_row(Text(row.origin.rpartition("/")[2]), *(Text(_short(c)) for c in cells))
@@ -57,7 +61,7 @@ def as_table(rows: list[Row]) -> Table:
 
 def prompt_text(row: Row) -> str:
     """Everything before the last answer; roles are named where there is more than one message."""
-    before = row.messages[:_answer(row)]
+    before = row.messages if row.answers else row.messages[:_answer(row)]
     if len(before) == 1 and before[0]["role"] == "user":
         return before[0]["content"]
     return "\n".join(f"[{m['role']}] {_content(m)}" for m in before)
@@ -66,6 +70,12 @@ def prompt_text(row: Row) -> str:
 def response_text(row: Row) -> str:
     """The last answer."""
     return _content(row.messages[_answer(row)])
+
+
+def answer_texts(row: Row) -> list[str]:
+    """The answers that a row compares or judges, each with how it was judged."""
+    named = [f"[{f['label']:g}] " if "label" in f else f"[{n}] " for n, f in enumerate(row.facts, 1)]
+    return [name + "\n".join(_content(m) for m in answer) for name, answer in zip(named, row.answers, strict=True)]
 
 
 def _answer(row: Row) -> int:

@@ -36,6 +36,16 @@ def sft(*, console: Console | None = None, **values: Any) -> Run:
     return _train("sft", console, values)
 
 
+def reward(*, console: Console | None = None, **values: Any) -> Run:
+    """A reward model from Python: the keys of `posttrain reward --help` -> the finished Run; else as `sft`."""
+    return _train("reward", console, values)
+
+
+def dpo(*, console: Console | None = None, **values: Any) -> Run:
+    """Direct preference optimization from Python: the keys of `posttrain dpo --help` -> the finished Run; as `sft`."""
+    return _train("dpo", console, values)
+
+
 def _train(objective: str, console: Console | None, values: dict[str, Any]) -> Run:
     if values.get("resume"):
         values = resumed_values(values)

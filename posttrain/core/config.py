@@ -13,10 +13,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from .errors import SettingsError, UserError
+from .objectives import FACTS
 from .peer_keys import PEER_KEYS
 
 BUILTIN = "builtin"
 PACK_TOKENS = 4096
+PAIRS = ("reward", "dpo")  # the objectives that compare answers
 
 
 def key(group: str, default: Any, doc: str, only: tuple[str, ...] = (), **bounds: Any) -> Any:
@@ -31,7 +33,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=(), populate_by_name=True,
                               allow_inf_nan=False)
 
-    objective: Literal["sft"] = key("data", "sft", "which verb the rows are for")  # of a run the verb itself says it
+    # of a run the verb itself says it
+    objective: Literal["sft", "reward", "dpo"] = key("data", "sft", "which verb the rows are for")
 
     # -- model
     model: str = key("model", BUILTIN, "base model: folder, hub id, run, checkpoint or adapter; `builtin` is embedded")
@@ -60,7 +63,7 @@ class Settings(BaseModel):
     bad_rows: Literal["error", "skip"] = key("data", "error", "malformed rows: stop, or drop them and count")
     max_lost: float = key("data", 0.05, "largest share of rows that may be dropped", ge=0, le=1)
     train_on: Literal["all", "last", "all_tokens"] = key("data", "all", "every assistant turn, the last one, or "
-                                                                        "every token")
+                                                                        "every token", only=("sft",))
     enable_thinking: Literal["auto", "true", "false"] = key("data", "auto", "the template's thinking switch; auto "
                                                                             "follows the data")
     template_date: str | None = key("data", None, "date (YYYY-MM-DD) for templates that print today's")
@@ -71,7 +74,7 @@ class Settings(BaseModel):
                                                                        "adapters on a base of 4 bits a weight")
     learning_rate: float | None = key("training", None, "peak rate; default 2e-4 for lora and qlora, 2e-5 for full",
                                       gt=0)
-    num_train_epochs: float = key("training", 3.0, "passes over the data", gt=0)
+    num_train_epochs: float = key("training", 3.0, "passes over the data; default 1 for preferences", gt=0)
     max_steps: int | None = key("training", None, "stop after this many updates instead", ge=1)
     batch_size: int = key("training", 16, "rows per update, over everything: mathematics", ge=1)
     pack_tokens: int | Literal["auto"] = key("training", PACK_TOKENS, "tokens per forward: memory, never the result")
@@ -98,6 +101,19 @@ class Settings(BaseModel):
     use_dora: bool = key("training", False, "train each row's length apart from its direction: better at low rank, "
                                             "slower")
     seed: int = key("training", 42, "of everything random", ge=0)
+
+    # -- preferences
+    ranked_pairs: Literal["all", "best_worst"] = key("preference", "all", "ranked answers: compare every two, or the "
+                                                     "best with the worst", only=PAIRS)
+    loss_type: Literal["sigmoid", "ipo", "hinge", "robust", "simpo"] = key("preference", "sigmoid", "which loss of the "
+                                                                           "margin", only=("dpo",))
+    beta: float | None = key("preference", None, "how hard a change of the policy counts; default 0.1, simpo 2",
+                             only=("dpo",), gt=0)
+    label_smoothing: float = key("preference", 0.0, "share of preferences taken to be wrong", only=("dpo",), ge=0,
+                                 lt=0.5)
+    simpo_gamma: float = key("preference", 1.0, "margin that simpo asks for", only=("dpo",), ge=0)
+    center_rewards_coefficient: float = key("preference", 0.0, "pulls the scores of a pair towards a sum of 0",
+                                            only=("reward",), ge=0)
 
     # -- run
     output_dir: str | None = key("run", None, "run folder; default: a fresh runs/NAME")
@@ -160,11 +176,16 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> Settings:
+        facts = FACTS[self.objective]
+        least = facts.atom * self.max_length
+        if "num_train_epochs" not in self.model_fields_set:
+            self.__dict__["num_train_epochs"] = facts.epochs
         if "pack_tokens" not in self.model_fields_set:  # one key is enough for longer rows
-            self.__dict__["pack_tokens"] = max(self.pack_tokens, self.max_length)
-        if self.pack_tokens != "auto" and self.pack_tokens < self.max_length:
-            raise ValueError(f"pack_tokens ({self.pack_tokens}) must be at least max_length ({self.max_length}): "
-                             "a sequence is never split over packs")
+            self.__dict__["pack_tokens"] = max(self.pack_tokens, least)
+        if self.pack_tokens != "auto" and self.pack_tokens < least:
+            raise ValueError(f"pack_tokens ({self.pack_tokens}) must be at least " + (
+                f"max_length ({self.max_length}): a sequence is never split over packs" if least == self.max_length else
+                f"twice max_length ({self.max_length}): the two answers of a pair share a pack"))
         if self.eval_data and self.eval_split:
             raise ValueError("eval_data and eval_split exclude each other: drop one")
         if not self.data:
@@ -188,6 +209,10 @@ class Settings(BaseModel):
         if not self.adapts and (idle := [k for k in type(self).model_fields if k.startswith(("lora_", "use_")) and
                                          self._is_set(k)]):
             raise ValueError(f"{', '.join(idle)}: nothing to adapt under method: full; drop, or set method: lora")
+        if self._is_set("simpo_gamma") and self.loss_type != "simpo":
+            raise ValueError(f"simpo_gamma changes nothing under loss_type: {self.loss_type}; drop it")
+        if self.label_smoothing and self.loss_type not in ("sigmoid", "robust"):
+            raise ValueError(f"label_smoothing changes nothing under loss_type: {self.loss_type}; drop it")
         if self.architecture and self._is_set("model"):
             raise ValueError("model and model_config exclude each other: drop one")
         if self.warmup_steps is not None and self._is_set("warmup_ratio"):
@@ -294,17 +319,31 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(
 
 def choices(settings: Settings) -> list[tuple[str, Any, str]]:
     """Values the program chooses from the settings alone: (key, value, reason)."""
-    made = []
+    made: list[tuple[str, Any, str]] = []
+    facts = FACTS[settings.objective]
     if settings.learning_rate is None:
-        lora = settings.adapts
-        made.append(("learning_rate", 2e-4 if lora else 2e-5, "the LoRA default; full fine-tuning would take 2e-5"
-                     if lora else "the default of full fine-tuning; LoRA would take 2e-4"))
+        lora, of = settings.adapts, "" if settings.objective == "sft" else f" of {settings.objective}"
+        low, full = facts.rates
+        why = (f"the LoRA default{of}; full fine-tuning would take {_short(full)}" if lora else
+               f"the default of full fine-tuning{of}; LoRA would take {_short(low)}")
+        made.append(("learning_rate", low if lora else full, why))
+    if "num_train_epochs" not in settings.model_fields_set and facts.why_epochs and settings.max_steps is None:
+        made.append(("num_train_epochs", facts.epochs, facts.why_epochs))
+    if settings.beta is None and settings.objective in users_of("beta"):
+        simpo = settings.loss_type == "simpo"
+        made.append(("beta", 2.0 if simpo else 0.1, "the default of simpo, which counts nats per token" if simpo else
+                     "the usual one; lower lets the policy move further"))
     if "pack_tokens" not in settings.model_fields_set and settings.pack_tokens != PACK_TOKENS:
-        made.append(("pack_tokens", settings.pack_tokens, f"max_length; the default of {PACK_TOKENS} is too small for "
-                                                          "it"))
+        made.append(("pack_tokens", settings.pack_tokens, f"{'twice ' * (facts.atom == 2)}max_length; the default of "
+                                                          f"{PACK_TOKENS} is too small for it"))
     return made
 
 
+def _short(rate: float) -> str:
+    return f"{rate:g}".replace("e-0", "e-") if rate < 1e-4 else f"{rate:.0e}".replace("e-0", "e-")
+
+
 def dump_config(settings: Settings) -> str:
-    """The settings as a YAML file that is itself a valid input."""
-    return yaml.safe_dump(settings.model_dump(by_alias=True), sort_keys=False, allow_unicode=True)
+    """The settings as a YAML file that is itself a valid input; keys that its objective does not use are left out."""
+    idle = {name for name in Settings.model_fields if settings.objective not in users_of(name)}
+    return yaml.safe_dump(settings.model_dump(by_alias=True, exclude=idle), sort_keys=False, allow_unicode=True)

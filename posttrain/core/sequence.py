@@ -18,7 +18,10 @@ class Row:
 
     conversation: `messages` as chat templates take them (role, content, and where present tool_calls,
     reasoning_content, weight), `tools` as JSON schemas. text: `text` alone. prompt: `messages` up to where
-    an answer would stand, and `raw`, the record as it was read, with `answer` where the row has one.
+    an answer would stand, and `raw`, the record as it was read, with `answer` where the row has one. pair: `messages`
+    is the prompt of all `answers` (each a list of messages), `facts` are numbers of each answer, the best first.
+    label: the same with answers that are judged each for itself. `dropped` says why a row is dropped that could be
+    read.
     """
 
     kind: str
@@ -28,6 +31,9 @@ class Row:
     tools: list[dict[str, Any]] | None = None
     text: str | None = None
     raw: dict[str, Any] = field(default_factory=dict)
+    answers: list[list[dict[str, Any]]] = field(default_factory=list)
+    facts: list[dict[str, float]] = field(default_factory=list)
+    dropped: str | None = None
 
 
 @dataclass(slots=True)

@@ -122,6 +122,7 @@ class _Tally:
         self.places: tuple[array, array] = (array("q"), array("q"))  # source and row of each digest
         self.malformed: list[dict[str, Any]] = []
         self.groups: dict[str, Finding] = {}
+        self.compares = False  # rows that compare answers: one prompt may well stand in several
 
     def run(self, progress: Callable[[int], None]) -> None:
         """Every row of every source, 512 at a time."""
@@ -172,11 +173,14 @@ class _Tally:
                 self.fitting.append(outcome.rendered)
         messages = [{k: v for k, v in m.items() if k != "weight"} for m in row.messages]
         last = max((n for n, m in enumerate(messages) if m["role"] == "assistant"), default=0)
-        self.whole.append(_digest(row.text, row.tools, messages))
-        self.asked.append(_digest(row.tools, messages[:last]) if messages else self.whole[-1])
+        self.whole.append(_digest(row.text, row.tools, messages, row.answers))
+        self.asked.append(_digest(row.tools, messages if row.answers else messages[:last]) if messages
+                          else self.whole[-1])
         self.places[0].append(s)
         self.places[1].append(i)
-        empty = {m["role"] for m in messages if not m["content"].strip() and not m.get("tool_calls")}
+        self.compares |= bool(row.answers)
+        answered = [m for answer in row.answers for m in answer]
+        empty = {m["role"] for m in messages + answered if not m["content"].strip() and not m.get("tool_calls")}
         if "assistant" in empty:
             self._note(EMPTY, "empty answers", row.origin)
         if "user" in empty:
@@ -221,7 +225,7 @@ def _repeats(tally: _Tally) -> Iterator[Finding]:
         yield Finding("duplicate", len(copies), "exact duplicates of an earlier row",
                       [f"{tally.origin(k)} = {tally.origin(first)}" for first, k in copies])
     rivals = []
-    for group in _runs(asked):
+    for group in _runs(asked) if not tally.compares else ():
         _, firsts = np.unique(whole[group], return_index=True)
         if len(firsts) > 1:
             rivals.append(sorted(int(group[f]) for f in firsts))

@@ -78,19 +78,23 @@ class Format:
         if "messages" in self.parts:
             messages = read_messages(self._need(raw, "messages", origin), origin)
         else:
-            messages = self._pair(raw, origin)
-        system = self._maybe(raw, "system")
-        if system not in (None, ""):
-            if messages[:1] and messages[0]["role"] == "system":
-                raise RowError("the row has two system prompts", where=origin,
-                               found=f"column `{self.parts['system']}` and a system message", expected="one of them")
-            messages = [{"role": "system", "content": self._text(raw, "system", origin)}, *messages]
+            messages = self._asked(raw, origin) + self._answered(raw, origin)
+        messages = self._with_system(raw, messages, origin)
         check_order(messages, origin)
         return Row("conversation", origin, source, messages=messages, tools=tools)
 
-    def _pair(self, raw: dict[str, Any], origin: str) -> list[dict[str, Any]]:
-        """History, prompt and answer as messages. Answers inside a prompt that is a list are read, not trained."""
-        prompt, response = self._need(raw, "prompt", origin), self._need(raw, "response", origin)
+    def _with_system(self, raw: dict[str, Any], messages: list[dict[str, Any]], origin: str) -> list[dict[str, Any]]:
+        """The messages behind the system prompt that a column of its own may hold."""
+        if self._maybe(raw, "system") in (None, ""):
+            return messages
+        if messages[:1] and messages[0]["role"] == "system":
+            raise RowError("the row has two system prompts", where=origin,
+                           found=f"column `{self.parts['system']}` and a system message", expected="one of them")
+        return [{"role": "system", "content": self._text(raw, "system", origin)}, *messages]
+
+    def _asked(self, raw: dict[str, Any], origin: str) -> list[dict[str, Any]]:
+        """History and prompt as messages. Answers inside a prompt that is a list are read, not trained."""
+        prompt = self._need(raw, "prompt", origin)
         messages = self._history(raw, origin)
         if isinstance(prompt, list):
             for message in read_messages(prompt, origin):
@@ -101,9 +105,13 @@ class Format:
             if more not in (None, "") and (more := self._text(raw, "input", origin)).strip():
                 prompt = f"{prompt}\n{more}" if prompt else more
             messages.append({"role": "user", "content": prompt})
+        return messages
+
+    def _answered(self, raw: dict[str, Any], origin: str) -> list[dict[str, Any]]:
+        response = self._need(raw, "response", origin)
         if isinstance(response, list) and all(isinstance(m, dict) for m in response):
-            return messages + read_messages(response, origin)
-        return [*messages, {"role": "assistant", "content": self._text(raw, "response", origin)}]
+            return read_messages(response, origin)
+        return [{"role": "assistant", "content": self._text(raw, "response", origin)}]
 
     def _history(self, raw: dict[str, Any], origin: str) -> list[dict[str, Any]]:
         column, pairs = self.parts.get("history"), json_value(self._maybe(raw, "history"), "the history", origin)
@@ -141,10 +149,19 @@ def detect(columns: Many[str], sample: Many[dict[str, Any]], overrides: dict[str
     columns, the nearest format and how to name them.
     """
     overrides = overrides or {}
-    _check_overrides(columns, overrides)
+    check_overrides(columns, overrides)
     if not set(overrides) & {"messages", "prompt", "response", "text"}:
         _refuse_preferences(columns, sample)
-    for known in KNOWN:
+    if (found := fit_columns(KNOWN, columns, overrides)) is None:
+        raise unknown_columns(columns, overrides)
+    name, parts = found
+    return Format(name, parts, tuple(c for c in columns if c not in parts.values()))
+
+
+def fit_columns(formats: Many[KnownFormat], columns: Many[str], overrides: dict[str, str]
+                ) -> tuple[str, dict[str, str]] | None:
+    """Name of the first format that these columns make, and its part -> column; None where they make none."""
+    for known in formats:
         allowed = {**known.needs, **known.may}
         parts = {part: overrides.get(part) or next((c for c in names if c in columns), None)
                  for part, names in allowed.items()}
@@ -152,17 +169,18 @@ def detect(columns: Many[str], sample: Many[dict[str, Any]], overrides: dict[str
             parts = {part: column for part, column in parts.items() if column}
             named = bool(set(overrides) & set(known.needs))
             name = "prompt/response" if named and "prompt" in parts else known.name
-            return Format(name, parts, tuple(c for c in columns if c not in parts.values()))
-    raise _unknown(columns, overrides)
+            return name, parts
+    return None
 
 
-def _check_overrides(columns: Many[str], overrides: dict[str, str]) -> None:
+def check_overrides(columns: Many[str], overrides: dict[str, str], parts: dict[str, str] = PARTS) -> None:
+    """UserError where a part does not exist, or a column that is named to play one."""
     for part, column in overrides.items():
         where = f"columns: {part}={column}"
-        if part not in PARTS:
-            near = difflib.get_close_matches(part, PARTS, n=1, cutoff=0.5)
-            raise UserError(f"`{part}` is no part that a column can play", where=where, expected=", ".join(PARTS),
-                            fix=f"did you mean `{near[0]}`?" if near else known_columns())
+        if part not in parts:
+            near = difflib.get_close_matches(part, parts, n=1, cutoff=0.5)
+            raise UserError(f"`{part}` is no part that a column can play", where=where, expected=", ".join(parts),
+                            fix=f"did you mean `{near[0]}`?" if near else known_columns(parts))
         if column not in columns:
             near = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
             raise UserError(f"no data has a column `{column}`", where=where, found=", ".join(columns),
@@ -179,8 +197,9 @@ def _refuse_preferences(columns: Many[str], sample: Many[dict[str, Any]]) -> Non
             fits = isinstance(value, list | str)
             raise UserError("these rows are preference pairs, which supervised fine-tuning does not read",
                             found=_few(columns), expected="conversations or texts",
-                            fix=f"to train on the preferred answers alone: {name}" if fits else
-                            "write the preferred answers to a file of conversations")
+                            fix=f"learn from both with posttrain dpo or posttrain reward; to train on the preferred "
+                                f"answers alone: {name}" if fits else "learn from both with posttrain dpo or posttrain "
+                                "reward, or write the preferred answers to a file of conversations")
     if {"messages", "label"} <= set(columns) or {"prompt", "completion", "label"} <= set(columns):
         labels = [row["label"] for row in sample if "label" in row]
         if labels and all(isinstance(x, bool) for x in labels):
@@ -196,12 +215,14 @@ def _few(names: Many[str], most: int = 16) -> str:
     return ", ".join(list(names)[:most]) + more or "none"
 
 
-def known_columns() -> str:
+def known_columns(parts: dict[str, str] = PARTS) -> str:
     """One line that says how to name columns."""
-    return "name the columns, for example --columns prompt=QUESTION,response=ANSWER (parts: " + ", ".join(PARTS) + ")"
+    answer = "response=ANSWER" if "response" in parts else "chosen=BETTER,rejected=WORSE"
+    return f"name the columns, for example --columns prompt=QUESTION,{answer} (parts: {', '.join(parts)})"
 
 
-def _unknown(columns: Many[str], overrides: dict[str, str]) -> UserError:
+def unknown_columns(columns: Many[str], overrides: dict[str, str], formats: Many[KnownFormat] = KNOWN,
+                    parts: dict[str, str] = PARTS) -> UserError:
     """The error for columns that make no format: the nearest one, and a guess at what to write."""
     def guess(names: tuple[str, ...], among: Many[str] = columns) -> tuple[float, str]:
         return max(((difflib.SequenceMatcher(None, name, c.lower()).ratio(), c) for name in names for c in among),
@@ -210,7 +231,7 @@ def _unknown(columns: Many[str], overrides: dict[str, str]) -> UserError:
     def score(known: KnownFormat) -> float:
         return sum(guess(names)[0] for names in known.needs.values()) / len(known.needs)
 
-    nearest, named = max(KNOWN, key=score), dict(overrides)
+    nearest, named = max(formats, key=score), dict(overrides)
     for part, names in nearest.needs.items():
         if part not in named:
             ratio, column = guess(names, [c for c in columns if c not in named.values()])
@@ -219,4 +240,4 @@ def _unknown(columns: Many[str], overrides: dict[str, str]) -> UserError:
     example = f"'{example}'" if " " in example else example
     return UserError("no known format has these columns", found=_few(columns),
                      expected=f"the nearest format is {nearest}",
-                     fix=f"name the columns: --columns {example} (parts: {', '.join(PARTS)})")
+                     fix=f"name the columns: --columns {example} (parts: {', '.join(parts)})")

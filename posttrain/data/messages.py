@@ -22,7 +22,7 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 # Role -> roles that may follow; "" is the beginning. An assistant that called tools is "call".
 _NEXT = {"": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",),
          "call": ("tool",), "tool": ("tool", "assistant")}
-_FIX = "mend the row, or set bad_rows=skip to drop it and count it"
+FIX = "mend the row, or set bad_rows=skip to drop it and count it"
 
 
 def shown(value: Any) -> str:
@@ -37,7 +37,7 @@ def plain_text(value: Any, what: str, origin: str) -> str:
     """`value` if it is text; RowError for numbers, null, lists."""
     if isinstance(value, str):
         return value
-    raise RowError(f"{what} is not text", where=origin, found=shown(value), expected="text in quotes", fix=_FIX)
+    raise RowError(f"{what} is not text", where=origin, found=shown(value), expected="text in quotes", fix=FIX)
 
 
 def json_value(value: Any, what: str, origin: str) -> Any:
@@ -50,7 +50,7 @@ def json_value(value: Any, what: str, origin: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError) as e:
         raise RowError(f"{what} is not valid JSON", where=origin, found=f"{e}: {value[:60]}", expected="JSON",
-                       fix=_FIX) from None
+                       fix=FIX) from None
 
 
 def read_tools(value: Any, origin: str) -> list[dict[str, Any]] | None:
@@ -62,7 +62,7 @@ def read_tools(value: Any, origin: str) -> list[dict[str, Any]] | None:
         return None
     if not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools):
         raise RowError("the tools are no list of JSON schemas", where=origin, found=shown(tools),
-                       expected='[{"type": "function", "function": {"name": …}}]', fix=_FIX)
+                       expected='[{"type": "function", "function": {"name": …}}]', fix=FIX)
     return [t if "function" in t else {"type": "function", "function": t} for t in tools]
 
 
@@ -75,7 +75,7 @@ def read_messages(value: Any, origin: str) -> list[dict[str, Any]]:
     value = json_value(value, "the list of messages", origin)
     if not isinstance(value, list) or not all(isinstance(m, dict) for m in value):
         raise RowError("the messages are no list of messages", where=origin, found=shown(value),
-                       expected='[{"role": "user", "content": …}, …]', fix=_FIX)
+                       expected='[{"role": "user", "content": …}, …]', fix=FIX)
     messages: list[dict[str, Any]] = []
     for n, raw in enumerate(value, 1):
         role = _role(raw, n, origin)
@@ -95,10 +95,10 @@ def _role(raw: dict[str, Any], n: int, origin: str) -> str:
         return role
     if name is None:
         raise RowError(f"message {n} has no role", where=origin, found=", ".join(raw) or "an empty message",
-                       expected="`role` or `from`", fix=_FIX)
+                       expected="`role` or `from`", fix=FIX)
     near = difflib.get_close_matches(str(name).lower(), ROLES, n=1, cutoff=0.5)
     raise RowError(f"message {n} has an unknown role", where=origin, found=shown(name),
-                   expected=", ".join(ROLES), fix=f"did you mean `{near[0]}`? {_FIX}" if near else _FIX)
+                   expected=", ".join(ROLES), fix=f"did you mean `{near[0]}`? {FIX}" if near else FIX)
 
 
 def _message(raw: dict[str, Any], role: str, n: int, origin: str) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _message(raw: dict[str, Any], role: str, n: int, origin: str) -> dict[str, A
     if calls or reasoning:
         if message["role"] != "assistant":
             raise RowError(f"message {n} is no assistant's, but {'calls tools' if calls else 'reasons'}", where=origin,
-                           found=f"role {role}", expected="tool calls and reasoning in assistant turns", fix=_FIX)
+                           found=f"role {role}", expected="tool calls and reasoning in assistant turns", fix=FIX)
         if reasoning:
             message["reasoning_content"] = "".join(plain_text(r, f"the reasoning of message {n}", origin)
                                                    for r in reasoning)
@@ -146,7 +146,7 @@ def _content_parts(parts: list[Any], n: int, origin: str) -> tuple[str, list[str
             calls += _calls(value, n, origin)
         else:
             raise RowError(f"message {n} holds content that is not text", where=origin, found=shown(kind),
-                           expected="parts of type text, reasoning or tool_call", fix=_FIX)
+                           expected="parts of type text, reasoning or tool_call", fix=FIX)
     return text, thoughts, calls
 
 
@@ -159,12 +159,12 @@ def _calls(value: Any, n: int, origin: str) -> list[dict[str, Any]]:
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(name, str):
             raise RowError(f"the tool call of message {n} names no function", where=origin, found=shown(call),
-                           expected='{"name": …, "arguments": {…}}', fix=_FIX)
+                           expected='{"name": …, "arguments": {…}}', fix=FIX)
         arguments = json_value(function.get("arguments", function.get("parameters")),
                                f"the arguments of the tool call of message {n}", origin)
         if not isinstance(arguments, dict | None):
             raise RowError(f"the arguments of the tool call of message {n} are no object", where=origin,
-                           found=shown(arguments), expected='{"name": value}', fix=_FIX)
+                           found=shown(arguments), expected='{"name": value}', fix=FIX)
         made = {"type": "function", "function": {"name": name, "arguments": arguments or {}}}
         result.append({"id": call["id"], **made} if isinstance(call.get("id"), str) else made)
     return result
@@ -177,7 +177,7 @@ def _weight(raw: dict[str, Any], role: str, n: int, origin: str) -> int | None:
         return None
     if value not in (0, 1):
         raise RowError(f"the weight of message {n} is neither 0 nor 1", where=origin, found=shown(value),
-                       expected="0 (read, not trained) or 1 (trained)", fix=_FIX)
+                       expected="0 (read, not trained) or 1 (trained)", fix=FIX)
     if role == "assistant":
         return int(value)
     if value:
@@ -198,9 +198,9 @@ def check_order(messages: list[dict[str, Any]], origin: str) -> None:
         if role not in _NEXT[before]:
             after = {"": "at the beginning", "call": "after a tool call"}.get(before, f"after {before}")
             raise RowError("the roles are out of order", where=origin, found=f"message {n} is {role} {after}",
-                           expected=" or ".join(_NEXT[before]), fix=_FIX)
+                           expected=" or ".join(_NEXT[before]), fix=FIX)
         before = "call" if message.get("tool_calls") else role
     if not any(m["role"] == "assistant" for m in messages):
         raise RowError("the conversation has no assistant turn", where=origin,
                        found=", ".join(m["role"] for m in messages) or "no messages",
-                       expected="at least one answer to train on", fix=_FIX)
+                       expected="at least one answer to train on", fix=FIX)

@@ -18,8 +18,9 @@ from .. import builtin
 from ..core.errors import RowError, UserError
 from ..core.sequence import Row
 from .files import Blob, Part, is_data_file, sniff
-from .formats import Format, detect, known_columns
+from .formats import Format, known_columns
 from .json_index import index_array, index_json, index_lines
+from .preferences import detect_for
 from .tables import CsvRows, ParquetRows, TextRows
 
 _KIND = {"array": index_array, "json": index_json, "jsonl": index_lines, "csv": CsvRows, "parquet": ParquetRows,
@@ -76,9 +77,11 @@ class Source:
     """
 
     def __init__(self, spec: str, index: int, parts: Many[Part], *, name: str, share: float | None,
-                 first: int | None = None, columns: dict[str, str] | None = None):
+                 first: int | None = None, columns: dict[str, str] | None = None, objective: str = "sft",
+                 ranked_pairs: str = "all"):
         self.spec, self.index, self.name, self.path, self.share = spec, index, name, name, share
         self.parts, self.overrides = list(parts), dict(columns or {})
+        self.objective, self.ranked_pairs = objective, ranked_pairs
         self._ends = list(accumulate(len(p) for p in self.parts))
         self.length = min(self._ends[-1], first) if first else self._ends[-1]
 
@@ -143,7 +146,7 @@ class Source:
     def format(self) -> Format:
         """How columns become messages, detected from names and sample; UserError if no format fits."""
         try:
-            return detect(self.columns, self.sample, self.overrides)
+            return detect_for(self.objective, self.columns, self.sample, self.overrides, self.ranked_pairs)
         except RowError:
             raise
         except UserError as e:
@@ -170,7 +173,8 @@ def open_part(path: str, real: str | None = None) -> Part:
     return _KIND[sniff(blob)](blob)
 
 
-def open_source(spec: str, index: int = 0, *, columns: dict[str, str] | None = None, hub_ok: bool = True) -> Source:
+def open_source(spec: str, index: int = 0, *, columns: dict[str, str] | None = None, hub_ok: bool = True,
+                **reading: str) -> Source:
     """Open one `--data` value: file, folder, glob, `builtin[:part]` or hub id, with `@share` and `[#rows]`."""
     given = parse_spec(spec)
     real = builtin.builtin_spec(given.path)
@@ -188,13 +192,17 @@ def open_source(spec: str, index: int = 0, *, columns: dict[str, str] | None = N
         parts = [HubRows(given.path, near if near.startswith("did you") else "")]
     else:
         raise _missing(given.path)
-    return Source(spec, index, parts, name=given.path, share=given.share, first=given.first, columns=columns)
+    return Source(spec, index, parts, name=given.path, share=given.share, first=given.first, columns=columns, **reading)
 
 
-def open_sources(specs: Many[str], *, columns: dict[str, str] | None = None, hub_ok: bool = True) -> list[Source]:
-    """Open every `--data` value; each takes the column names that it has, and a name that none has is an error."""
+def open_sources(specs: Many[str], *, columns: dict[str, str] | None = None, hub_ok: bool = True,
+                 **reading: str) -> list[Source]:
+    """Open every `--data` value; each takes the column names that it has, and a name that none has is an error.
+
+    `reading` holds the settings `objective` and `ranked_pairs`.
+    """
     columns = columns or {}
-    sources = [open_source(spec, i, hub_ok=hub_ok) for i, spec in enumerate(specs)]
+    sources = [open_source(spec, i, hub_ok=hub_ok, **reading) for i, spec in enumerate(specs)]
     if columns:
         have = [set(s.columns) for s in sources]
         for part, column in columns.items():

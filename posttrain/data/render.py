@@ -11,6 +11,8 @@ from typing import Any
 from ..core.errors import RowError, UserError
 from ..core.sequence import Row
 from .encoder import Encoded, Encoder
+from .gather import gather
+from .preferences import conversations
 from .proof import prove
 from .shapes import arrange, arrange_tools, as_text, left_out
 from .spans import Finder, Talk, Turn
@@ -76,6 +78,11 @@ class Renderer:
 
     def render(self, rows: list[Row]) -> list[Rendered | RowError]:
         """Rows -> Rendered, in order; a row that cannot be rendered is a RowError, a failed proof is raised."""
+        talks = [conversations(row) for row in rows]
+        made = iter(self._render([talk for of_row in talks for talk in of_row]))
+        return [gather(row, [next(made) for _ in of_row]) for row, of_row in zip(rows, talks, strict=True)]
+
+    def _render(self, rows: list[Row]) -> list[Rendered | RowError]:
         plans: list[Plan | RowError] = []
         for row in rows:
             try:

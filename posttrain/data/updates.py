@@ -12,6 +12,7 @@ from ..core.sequence import Row
 from .batch import Batch, HeldRows, Opened, Outcome, settle
 from .judge import HEAD_ROWS, OVERLONG, Head, smallest_keeping
 from .order import HeldOut, Order
+from .preferences import conversations
 from .read import Source, open_sources
 from .thinking import choose_thinking
 
@@ -24,7 +25,8 @@ class Updates:
     def __init__(self, settings: Any):
         self.settings = settings
         # opened together, so that `columns` may name a column that only one of them has
-        opened = open_sources([*settings.data, *settings.eval_data], columns=settings.columns)
+        opened = open_sources([*settings.data, *settings.eval_data], columns=settings.columns,
+                              objective=settings.objective, ranked_pairs=settings.ranked_pairs)
         self.sources, self.eval_sources = opened[:len(settings.data)], opened[len(settings.data):]
         for source in self.eval_sources:
             if source.share is not None:
@@ -64,7 +66,7 @@ class Updates:
         auto = settings.enable_thinking == "auto"
         make = partial(make_renderer, enable_thinking=None if auto else settings.enable_thinking == "true")
         self._make, self._renderer = make, make(max_length=settings.max_length)
-        read = [r for r in rows if isinstance(r, Row)]
+        read = [talk for r in rows if isinstance(r, Row) for talk in conversations(r)]
         thinking, why = choose_thinking(settings.enable_thinking, self._renderer, read)
         if auto:  # where the switch is not set, a renderer takes the tokenizer's
             self._renderer.spec.enable_thinking = thinking

@@ -26,7 +26,8 @@ class Rendered:
     """One row, ready: its sequences, or why it was dropped.
 
     Token counts balance exactly: rendered = len of all sequences + cut, or, where dropped, all of it is dropped
-    (test_weigh.py::test_tokens_balance). `notes` are things the row holds and the template leaves out.
+    (test_weigh.py::test_tokens_balance). `notes` are things the row holds and the template leaves out;
+    `together` says that the sequences are compared, and so share a pack.
     """
 
     sequences: list[Sequence]
@@ -35,6 +36,7 @@ class Rendered:
     cut: int = 0
     was_cut: bool = False
     notes: tuple[str, ...] = ()
+    together: bool = False
 
 
 @dataclass(slots=True)

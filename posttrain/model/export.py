@@ -11,11 +11,13 @@ import torch
 from transformers import GenerationConfig
 
 from .checkpoint import writing
+from .heads import PREFIX
 from .identity import write_base
 from .policy import Policy
+from .reward import add_score, pad_apart, pad_beside_stops, save_classifier
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-
+SCORE = f"{PREFIX}score.weight"
 
 Masters = dict[str, Callable[[], torch.Tensor]]
 
@@ -24,7 +26,8 @@ def export_model(folder: Path, policy: Policy, masters: Masters, spec: Any, card
     """Write `folder`: safetensors, tokenizer with its template, generation_config with the stop tokens, card.
 
     full: every weight in the type the base is stored in. else a PEFT folder with float32 adapters, which
-    names its base and knows its hash.
+    names its base and knows its hash. A policy with a score head becomes a reward model: a folder or an adapter for
+    sequence classification.
     `masters` make the trained weights by parameter name, one at a time: all of them in float32 would be the largest
     thing in memory. Written beside and renamed, so a folder of this name is whole.
     """
@@ -35,9 +38,12 @@ def export_model(folder: Path, policy: Policy, masters: Masters, spec: Any, card
         if hasattr(policy.model, "peft_config"):
             _adapter(partial, policy, masters)
         else:
-            _whole(partial, policy, masters)
+            _whole(partial, policy, masters, spec)
         spec.save(partial)
-        generation_config(policy.model, spec).save_pretrained(partial)
+        if "score" in policy.heads:
+            pad_apart(partial, spec)
+        else:
+            generation_config(policy.model, spec).save_pretrained(partial)
         (partial / "README.md").write_text(card, "utf-8")
         if folder.exists():
             shutil.rmtree(folder)
@@ -45,12 +51,15 @@ def export_model(folder: Path, policy: Policy, masters: Masters, spec: Any, card
     return folder
 
 
-def _whole(folder: Path, policy: Policy, masters: Masters) -> None:
+def _whole(folder: Path, policy: Policy, masters: Masters, spec: Any) -> None:
     model = policy.model
     weights = {n: (masters[n]() if n in masters else p.detach()).to(policy.stored) for n, p in model.named_parameters()}
     buffers = {n: b for n, b in model.state_dict().items() if n not in weights and n in dict(model.named_buffers())}
     model.config.dtype = policy.stored
-    model.save_pretrained(folder, state_dict=weights | buffers)
+    if "score" in policy.heads:
+        save_classifier(folder, model, weights | buffers, masters[SCORE](), pad_beside_stops(spec))
+    else:
+        model.save_pretrained(folder, state_dict=weights | buffers)
 
 
 def _adapter(folder: Path, policy: Policy, masters: Masters) -> None:
@@ -70,6 +79,8 @@ def _adapter(folder: Path, policy: Policy, masters: Masters) -> None:
         for name, p in model.named_parameters():
             if name in held:
                 p.data = held[name]
+    if "score" in policy.heads:
+        add_score(folder, masters[SCORE]())
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card; ours follows
     write_base(folder, policy.base)
 

@@ -14,7 +14,7 @@ from transformers.utils import logging as hf_logging
 from ..core.errors import UserError
 from ..core.seeds import seed_for
 from .quantize import need_bitsandbytes, nf4
-from .resolve import ModelRef
+from .resolve import ModelRef, gives_scores
 
 FOUR_BIT = ("nf4", "fp4")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
@@ -28,6 +28,10 @@ def load_causal(ref: ModelRef, *, dtype: torch.dtype, device: torch.device | str
     (test_load.py::test_weights_are_never_made_up). `four_bit`: linear layers as NF4, the rest in the stored type.
     """
     check_weights(ref.base)
+    if gives_scores(ref):
+        raise UserError("this is a reward model: it gives scores, not words", where=ref.name,
+                        expected="a language model",
+                        fix="see its scores with `posttrain score`, or name the model that it was trained from")
     quiet_transformers()
     how: dict[str, Any] = {"dtype": dtype}
     packed = _packed_as(ref.base, trust_remote_code)

@@ -90,6 +90,15 @@ def _base_of(config: Path) -> str:
                         fix="put the base there, or correct base_model_name_or_path") from None
 
 
+def gives_scores(ref: ModelRef) -> bool:
+    """Whether a folder says that it is a reward model: a sequence-classification model, or an adapter of one."""
+    if ref.adapter:
+        return _read_json(ref.adapter / "adapter_config.json").get("task_type") == "SEQ_CLS"
+    config = Path(ref.base) / "config.json"
+    names = _read_json(config).get("architectures") if config.is_file() else None
+    return any("SequenceClassification" in name for name in names or [])
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         read = json.loads(path.read_text("utf-8"))

@@ -167,7 +167,8 @@ class Loop:
     def validate(self) -> dict[str, float]:
         """What the objective finds on the held-out rows: `eval_loss`, of most its mean loss, and what else it tells."""
         return self.objective.validate(self.held, self.models) or {
-            "eval_loss": evaluate(self.models, self.objective, self.held)["loss"]}
+            f"eval_{name}": value for name, value in evaluate(self.models, self.objective, self.held).items()
+            if name != "units"}
 
     def _judge(self) -> None:
         """Stop where an epoch lost too many rows; what it learnt is kept, for a resume that allows the loss."""

@@ -19,7 +19,8 @@ Logged = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 class Models:
     """The models an objective may ask in `collect`; supervised fine-tuning has a policy alone.
 
-    Each is called as a Forward is; `reward` turns answers into scores, `rollout` prompts into answers.
+    `reference` is the policy as it started (train/reference.py), for objectives that are `referenced`. Each is called
+    as a Forward is; `reward` turns answers into scores, `rollout` prompts into answers.
     """
 
     policy: Forward
@@ -54,6 +55,7 @@ class Objective:
     state: ClassVar[dict[str, Any]] = {}  # what a checkpoint keeps besides weights
     facts: ClassVar[dict[str, float]] = {}  # joins each update's metrics
     samples: ClassVar[list[dict[str, Any]]] = []  # what a batch leaves in samples.jsonl
+    referenced: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> Objective:
@@ -78,6 +80,10 @@ class Objective:
     def rehearsed(self, packs: list[Pack], models: Models) -> list[Pack]:
         """The packs of a made-up update, every token weighing 1, with the columns that `loss` reads."""
         return next(iter(self.collect(packs, models)))
+
+    def held(self, packs: list[Pack], models: Models) -> list[Pack]:
+        """Held-out packs with the columns that the loss reads, before the first update; here: as they are."""
+        return packs
 
     def loss(self, out: Outputs, pack: Pack) -> tuple[torch.Tensor, dict[str, Logged]]:
         """The SUM over the pack's units, and sums to be logged: each divided by the same denominator, or, given as a

@@ -16,7 +16,7 @@ import torch
 from ..core import ranks
 from ..core.config import Settings
 from ..core.errors import UserError, WriteError
-from ..core.pack import Pack
+from ..core.sequence import Sequence
 from ..data.judge import Head
 from ..data.loader import Loader
 from ..model.adapters import count_parameters
@@ -29,12 +29,14 @@ from ..model.noise import EmbeddingNoise
 from ..model.policy import Policy, build_policy, kept_wide
 from ..model.probe import prepare_forward
 from ..model.resolve import ModelRef
+from ..model.reward import check_classifier
 from .conditions import code_versions, layout_of
 from .early_stopping import go_back
 from .loop import Loop, State
 from .objective import Models, Objective
 from .optim import MasterAdamW
 from .record import Record, SilentRecord
+from .reference import open_reference, starting_weights
 from .rehearsal import hold_rehearsal
 from .restore import restore
 from .share import share_packs
@@ -120,10 +122,14 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
                           special={f"{name}_token_id": spec.id(name) for name in ("bos", "eos")})
     _tell_machine(settings, policy, note)
     settings = settle_layout(settings, policy, note)
+    if "scores" in objective.needs:
+        check_classifier(policy.model.config)
     policy.heads = make_heads(policy.model, objective.needs, settings.seed)
     optimizer = MasterAdamW(policy.named_parameters(), beta1=settings.adam_beta1, beta2=settings.adam_beta2,
                             eps=settings.adam_epsilon, weight_decay=settings.weight_decay)
     record, state = Record(folder) if ranks.first() else SilentRecord(folder), State()
+    continued = settings.adapts and ref is not None and ref.adapter is not None
+    started = starting_weights(policy) if objective.referenced and continued else None
     conditions = {"code": code_versions(policy.base.four_bit),
                   "layout": layout_of(settings.pack_tokens, policy.dtype, policy.device)}
     restore(settings, record, optimizer, state, conditions, loader, note, policy)
@@ -144,9 +150,13 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     facts = {"base": str(Path(ref.base).resolve()) if ref and Path(ref.base).exists() else (ref.base if ref else ""),
              "adapter": str(ref.adapter.resolve()) if ref and ref.adapter else None, "vocab_size": spec.vocab_size,
              "base_hash": policy.base.sha256, "new_tokens": new_tokens, "conditions": conditions}
-    held, held_rows = _held_packs(settings, loader, settings.pack_tokens, note)
-    loop = Loop(settings, Models(forward), objective, optimizer, loader, record, settings.pack_tokens,
-                held=held, held_rows=held_rows, state=state, facts=facts, decode=spec.decode)
+    atoms, held_rows = _held_atoms(settings, loader, note)
+    models = Models(forward)
+    if objective.referenced:
+        models.reference = open_reference(settings, forward, started, folder, loader, atoms, state.step, note)
+    held = objective.held(share_packs(atoms, settings.pack_tokens), models) if atoms else []
+    loop = Loop(settings, models, objective, optimizer, loader, record, settings.pack_tokens, held=held,
+                held_rows=held_rows, state=state, facts=facts, decode=spec.decode)
     hold_rehearsal(loop, policy, head, memory, note)
     return Session(loop, policy, spec, head, record, began)
 
@@ -184,8 +194,8 @@ def _tell_machine(settings: Settings, policy: Policy, note: Note) -> None:
         note(line)
 
 
-def _held_packs(settings: Settings, loader: Loader, pack_tokens: int, note: Note) -> tuple[list[Pack], int]:
-    """This process's packs of the held-out rows, and how many rows those of all processes are."""
+def _held_atoms(settings: Settings, loader: Loader, note: Note) -> tuple[list[list[Sequence]], int]:
+    """The held-out rows, and how many they are."""
     if not settings.eval_data and not settings.eval_split:
         return [], 0
     held = loader.held_rows()
@@ -193,7 +203,7 @@ def _held_packs(settings: Settings, loader: Loader, pack_tokens: int, note: Note
         raise UserError("no held-out row can be used", where="eval_data" if settings.eval_data else "eval_split",
                         found=f"{held.ledger.rows_read} rows read, all dropped")
     note(f"held out: {held.ledger.rows_trained:,} rows, {held.ledger.trained:,} tokens judged")
-    return share_packs(held.atoms, pack_tokens), len({s.origin for s in held.sequences})
+    return held.atoms, len({s.origin for s in held.sequences})
 
 
 def choose_pack_tokens(policy: Policy, max_length: int) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from ..core.pack import Pack
 from ..core.sequence import Sequence
 from ..data.packer import deal, pack_atoms
 from .optim import MasterAdamW
-from .update import lay_packs
+from .update import fitting, lay_packs
 
 BUCKET = 1 << 24  # numbers of one all-reduce: large enough for the bandwidth, little beside a model
 
@@ -25,6 +25,7 @@ def share_packs(atoms: Many[Many[Sequence]], pack_tokens: int) -> list[Pack]:
     """
     if ranks.world() == 1:
         return lay_packs(atoms, pack_tokens)
+    atoms = fitting(atoms, pack_tokens)
     shares = deal(atoms, ranks.world())
     most = max(len(pack_atoms(part, pack_tokens)) for part in shares)
     smallest = min(atoms, key=lambda atom: sum(len(s) for s in atom))

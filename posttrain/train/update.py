@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
+from itertools import combinations
 
 import torch
 
@@ -11,13 +12,42 @@ from ..core.pack import Pack, make_pack
 from ..core.seeds import seed_for
 from ..core.sequence import Sequence
 from ..data.packer import pack_atoms
-from .objective import Models, Objective
+from .objective import Logged, Models, Objective
 
 
 def lay_packs(atoms: Many[Many[Sequence]], pack_tokens: int) -> list[Pack]:
     """Packs of at most `pack_tokens` that hold these atoms."""
     return [make_pack([s for atom in pack for s in atom], [len(atom) for atom in pack])
-            for pack in pack_atoms(atoms, pack_tokens)]
+            for pack in pack_atoms(fitting(atoms, pack_tokens), pack_tokens)]
+
+
+def fitting(atoms: Many[Many[Sequence]], pack_tokens: int) -> list[Many[Sequence]]:
+    """The same atoms, those that no pack holds (a ranking of many answers) taken apart into their pairs."""
+    return [part for atom in atoms for part in (
+        [atom] if sum(map(len, atom)) <= pack_tokens else combinations(atom, 2))]
+
+
+class Sums:
+    """Sums of losses and of what is logged, over packs; means over all processes at the end."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.sizes: dict[str, torch.Tensor] = {}
+
+    def add(self, pack: Pack, loss: torch.Tensor, more: dict[str, Logged]) -> None:
+        """One pack's; an idle one counts nothing, but its names."""
+        for name, value in (("loss", loss), *more.items()):
+            if isinstance(value, tuple):
+                value, size = value
+                self.sizes[name] = self.sizes.get(name, 0) + (0 if pack.idle else size.double())
+            self.sums[name] = self.sums.get(name, 0) + (0 if pack.idle else value.detach().double())
+
+    def means(self, denominator: float) -> dict[str, float]:
+        """Each sum by the denominator, or by its own sizes; left out where that is 0."""
+        totals = ranks.add_up([*map(float, self.sums.values()), *map(float, self.sizes.values())])
+        counts = dict(zip(self.sizes, totals[len(self.sums):], strict=True))
+        return {name: total / size for name, total in zip(self.sums, totals, strict=False)
+                if (size := counts.get(name, denominator))}
 
 
 def accumulate(models: Models, objective: Objective, packs: Many[Pack], seed: int, step: int) -> dict[str, float]:
@@ -31,8 +61,7 @@ def accumulate(models: Models, objective: Objective, packs: Many[Pack], seed: in
     denominator, = ranks.add_up([own])
     if not denominator:
         raise AssertionError("an update that trains nothing reached the model")
-    sums: dict[str, torch.Tensor] = {}
-    sizes: dict[str, torch.Tensor] = {}
+    sums = Sums()
     if models.policy.noise is not None:
         models.policy.noise.update = step
     for number, pack in enumerate(packs):
@@ -41,31 +70,21 @@ def accumulate(models: Models, objective: Objective, packs: Many[Pack], seed: in
         for model, needs in models.passes(objective.needs):
             loss, more = objective.loss(model(pack, needs, objective.temperature), pack)
             ((loss * 0 if pack.idle else loss) / denominator).backward()  # an idle one stays connected to the weights
-            for name, value in (("loss", loss), *more.items()):
-                if isinstance(value, tuple):
-                    value, size = value
-                    sizes[name] = sizes.get(name, 0) + (0 if pack.idle else size.double())
-                sums[name] = sums.get(name, 0) + (0 if pack.idle else value.detach().double())
-    own = [*(float(sums[name]) for name in sums), *(float(sizes[name]) for name in sizes)]
-    totals = ranks.add_up(own)
-    counts = dict(zip(sizes, totals[len(sums):], strict=True))
-    return {name: total / size for name, total in zip(sums, totals, strict=False)
-            if (size := counts.get(name, denominator))}
+            sums.add(pack, loss, more)
+    return sums.means(denominator)
 
 
 @torch.no_grad()
 def evaluate(models: Models, objective: Objective, packs: Many[Pack]) -> dict[str, float]:
-    """The objective's means over the held-out packs of all processes, in evaluation mode: {loss, units}."""
+    """The objective's means over the held-out packs of all processes, in evaluation mode: {units, loss, and what else
+    it logs}."""
     model, objective = models.policy.model, objective.judge()
     was_training = model.training
     model.eval()
-    total = units = 0.0
+    sums = Sums()
+    units, = ranks.add_up([sum(float(objective.size(pack).double()) for pack in packs if not pack.idle)])
     for pack in packs:
         pack = pack.to(models.policy.device)
-        loss, _ = objective.loss(models.policy(pack, objective.needs), pack)
-        if not pack.idle:
-            total += float(loss.double())
-            units += float(objective.size(pack).double())
+        sums.add(pack, *objective.loss(models.policy(pack, objective.needs), pack))
     model.train(was_training)
-    total, units = ranks.add_up([total, units])
-    return {"loss": total / units if units else float("nan"), "units": units}
+    return {"loss": float("nan"), **sums.means(units), "units": units}

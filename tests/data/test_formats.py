@@ -175,7 +175,8 @@ def test_preference_rows_are_refused_with_a_way_out():
     ):
         e = columns_error(columns, [sample])
         assert e.message == "these rows are preference pairs, which supervised fine-tuning does not read"
-        assert (e.fix, e.found) == (fix, ", ".join(columns))
+        assert e.fix.startswith("learn from both with posttrain dpo or posttrain reward") and e.fix.endswith(fix)
+        assert e.found == ", ".join(columns)
     assert messages({"prompt": "q", "chosen": "a", "rejected": "b"}, prompt="prompt", response="chosen") == [U, A]
     e = columns_error(["messages", "label"], [{"label": True}, {"label": False}, {"label": True}])
     assert e.message == "these rows are labelled good or bad, and supervised fine-tuning would train on both"

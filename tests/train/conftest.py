@@ -32,7 +32,9 @@ class Bench:
             out = io.StringIO()
             asked = {"model": self.model, "data": str(self.rows), "max_steps": 4, "batch_size": 8, "dtype": "float32",
                      "method": "full", "learning_rate": 3e-3, "output_dir": self.folder / f"run{len(self.done)}"}
-            self.done[name] = posttrain.sft(console=Console(file=out, width=200), **(asked | values))
+            asked |= values
+            verb = getattr(posttrain, asked.pop("verb", "sft"))
+            self.done[name] = verb(console=Console(file=out, width=200), **asked)
             self.said[name] = out.getvalue()
         return self.done[name]
 

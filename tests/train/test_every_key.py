@@ -7,6 +7,7 @@ import shutil
 import sys
 import types
 
+import preference_key_cases
 import pytest
 import torch
 from key_cases import max_restarts, processes
@@ -45,7 +46,7 @@ def other_adapter(**values):
 
 
 def objective(bench):
-    assert "`objective` has no valid value" in bench.fails(objective="pretrain")
+    assert "these settings are of `posttrain dpo`" in bench.fails(objective="dpo")
 
 
 def model(bench):
@@ -301,7 +302,7 @@ CASES = {
     eval_data, eval_split, columns, max_length, overlong, bad_rows, max_lost, train_on, enable_thinking, template_date,
     num_train_epochs, max_steps, pack_tokens, gradient_checkpointing, lora_target_modules, output_dir, resume,
     allow_changes, save_steps, save_total_limit, eval_steps, early_stopping_patience,
-    logging_steps, report_to, processes, max_restarts)}
+    logging_steps, report_to, processes, max_restarts)} | preference_key_cases.CASES
 
 
 @pytest.mark.parametrize("key", key_names())

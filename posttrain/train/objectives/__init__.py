@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from ...core.config import Settings
 from ..objective import Objective
+from .dpo import DPO
+from .reward import Reward
 from .sft import SFT
 
-OBJECTIVES: dict[str, type[Objective]] = {"sft": SFT}
+OBJECTIVES: dict[str, type[Objective]] = {"sft": SFT, "reward": Reward, "dpo": DPO}
 
 
 def make_objective(settings: Settings) -> Objective:

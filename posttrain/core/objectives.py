@@ -1,0 +1,25 @@
+"""What each objective reads and begins with, by the name of its verb. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """`rows` are the kinds of row it reads; `atom` sequences of a row share a pack; `rates` for lora and full; `epochs`
+    where nothing is set, with the reason that is printed."""
+
+    rows: frozenset[str]
+    atom: int
+    rates: tuple[float, float]
+    epochs: float
+    why_epochs: str = ""
+
+
+_PAIR = frozenset({"pair"})
+FACTS = {
+    "sft": Facts(frozenset({"conversation", "text"}), 1, (2e-4, 2e-5), 3.0),
+    "reward": Facts(_PAIR, 2, (1e-4, 1e-5), 1.0, "a reward model learns preferences by heart in a second pass"),
+    "dpo": Facts(_PAIR, 2, (2e-5, 1e-6), 1.0, "preferences are learnt in one pass"),
+}

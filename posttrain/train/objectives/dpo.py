@@ -1,0 +1,71 @@
+"""Direct preference optimization: the policy itself as the reward model, without sampling."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+
+from ..objective import Objective
+from ..pairs import answer_lengths, answer_sums, make_pairs_up, pair_count, pairs
+
+# Loss of each pair by `loss_type`, from h, by how many nats the policy prefers the better answer more than the
+# reference does (ipo: nats per token; simpo: nats per token, and no reference), and the objective's keys:
+#   sigmoid  −(1−ε) log σ(βh) − ε log σ(−βh)              Rafailov et al. 2023, eq. 7; ε > 0: Mitchell 2023, eq. 3
+#   robust   (−(1−ε) log σ(βh) + ε log σ(−βh)) / (1−2ε)   Chowdhury et al. 2024, eq. 9: unbiased where a share ε lies
+#   ipo      (h − 1/(2β))²                                Azar et al. 2023, eq. 17, τ = β; per token, as they ran it
+#   hinge    max(0, 1 − βh)                               Zhao et al. 2023, eq. 2, on DPO's margin
+#   simpo    −log σ(βh − γ)                               Meng et al. 2024, eq. 6
+LOSSES = {
+    "sigmoid": lambda h, o: -(1 - o.smoothing) * F.logsigmoid(o.beta * h) - o.smoothing * F.logsigmoid(-o.beta * h),
+    "robust": lambda h, o: (-(1 - o.smoothing) * F.logsigmoid(o.beta * h) + o.smoothing * F.logsigmoid(-o.beta * h)
+                            ) / (1 - 2 * o.smoothing),
+    "ipo": lambda h, o: (h - 1 / (2 * o.beta)).square(),
+    "hinge": lambda h, o: F.relu(1 - o.beta * h),
+    "simpo": lambda h, o: -F.logsigmoid(o.beta * h - o.gamma),
+}
+PER_TOKEN = ("ipo", "simpo")
+
+
+class DPO(Objective):
+    """loss = Σ_p ℓ(h_p) / P,   h_p = (log π(y_w|x) − log π_ref(y_w|x)) − (log π(y_l|x) − log π_ref(y_l|x)).
+
+    The log-prob of an answer is the sum over its tokens, its stop token among them. The reference is the policy as it
+    started, so the first loss of sigmoid is ln 2 (test_dpo.py::test_the_first_loss_is_ln_2). Equals TRL's losses
+    (tests/train/test_peer_losses.py).
+    """
+
+    rows = frozenset({"pair"})
+    needs = frozenset({"logprobs"})
+
+    def __init__(self, kind: str = "sigmoid", beta: float = 0.1, smoothing: float = 0.0, gamma: float = 1.0):
+        self.kind, self.beta, self.smoothing, self.gamma = kind, beta, smoothing, gamma
+        self.referenced = kind != "simpo"
+
+    @classmethod
+    def of(cls, settings):
+        return cls(settings.loss_type, settings.beta, settings.label_smoothing, settings.simpo_gamma)
+
+    def size(self, pack):
+        return pair_count(pack)
+
+    def collect(self, packs, models):
+        yield self.held(list(packs), models)
+
+    def held(self, packs, models):
+        for pack in packs if self.referenced else []:
+            pack.columns["reference"] = models.reference.answers(pack)
+        return packs
+
+    def rehearsed(self, packs, models):
+        return make_pairs_up(packs)
+
+    def loss(self, out, pack):
+        better, worse = pairs(pack)
+        reward_S = answer_sums(out.logprobs_T, pack)
+        if self.referenced:
+            reward_S = reward_S - pack.columns["reference"]
+        score_S = reward_S / answer_lengths(pack) if self.kind in PER_TOKEN else reward_S
+        h_P = score_S[better] - score_S[worse]
+        chosen, rejected = ((self.beta * reward_S[which]).sum() for which in (better, worse))
+        return LOSSES[self.kind](h_P, self).sum(), {
+            "accuracy": (h_P > 0).sum(), "margin": (self.beta * h_P).sum(), "reward_chosen": chosen,
+            "reward_rejected": rejected}

@@ -1,0 +1,170 @@
+"""The policy as it started: what it gave an answer, without a second model in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from hashlib import blake2b
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..core import ranks
+from ..core.config import Settings
+from ..core.errors import UserError
+from ..core.pack import Pack
+from ..core.sequence import Sequence
+from ..model.checkpoint import writing
+from ..model.forward import Forward, Outputs
+from ..model.halves import split
+from ..model.policy import Policy
+from .pairs import answer_sums
+from .update import lay_packs
+
+FILE = "reference.safetensors"
+
+
+class Reference:
+    """Runs packs as the policy was at update 0: `reference(pack, needs) -> Outputs`, without gradient, in eval mode.
+
+    Where the adapters are fresh, what they stand on is the policy as it started, so they are switched off. Where they
+    continue an earlier adapter, a frozen copy of its weights takes their place for the time of the forward
+    (test_reference.py::test_the_reference_is_the_policy_as_it_started).
+    """
+
+    def __init__(self, forward: Forward, frozen: dict[str, torch.Tensor] | None = None):
+        self.forward, self.frozen = forward, frozen
+
+    @torch.no_grad()
+    def __call__(self, pack: Pack, needs: Iterable[str] = ("logprobs",), temperature: float = 1.0) -> Outputs:
+        model = self.forward.model
+        was_training = model.training
+        model.eval()
+        with self._copied() if self.frozen is not None else model.disable_adapter():
+            out = self.forward(pack.to(self.forward.device), needs, temperature)
+        model.train(was_training)
+        return out
+
+    def answers(self, pack: Pack) -> torch.Tensor:
+        """Log-prob of each answer, nats: a pack -> [S] float64 on its own device."""
+        return answer_sums(self(pack).logprobs_T, pack.to(self.forward.device)).to(pack.ids_T.device)
+
+    @contextmanager
+    def _copied(self):
+        parameters = dict(self.forward.model.named_parameters())
+        self._swap(parameters)
+        try:
+            yield
+        finally:
+            self._swap(parameters)
+
+    def _swap(self, parameters: dict[str, torch.nn.Parameter]) -> None:
+        for name in self.frozen:
+            self.frozen[name], parameters[name].data = parameters[name].data, self.frozen[name]
+
+
+class Remembered:
+    """The answers' log-probs of all rows of a run, computed once before its first update and kept in the run folder.
+
+    For full fine-tuning: the weights as they started are gone after one update, and a copy would be a second model. A
+    sequence is known by the hash of its ids and weights (test_reference.py::test_log_probs_are_computed_once).
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / FILE
+        self.known: dict[bytes, float] = {}
+        if self.path.is_file():
+            read = load_file(self.path)
+            self.known = {k.tobytes(): v for k, v in zip(read["keys"].numpy(), read["logprobs"].tolist(), strict=True)}
+
+    @torch.no_grad()
+    def learn(self, forward: Forward, updates: Iterable[list[Pack]]) -> int:
+        """Log-probs of the answers that are not yet known, from the policy as it is now -> how many were computed.
+
+        Of several processes, which all see the same packs, each computes its share.
+        """
+        was_training, before, turn = forward.model.training, len(self.known), 0
+        forward.model.eval()
+        for pack in chain.from_iterable(updates):
+            keys = _keys(pack)
+            if new := [i for i, key in enumerate(keys) if key not in self.known]:
+                sums = [0.0] * len(keys)
+                if turn % ranks.world() == ranks.rank():
+                    here = pack.to(forward.device)
+                    sums = answer_sums(forward(here, ("logprobs",)).logprobs_T, here).tolist()
+                self.known |= {keys[i]: sums[i] for i in new}
+                turn += 1
+        forward.model.train(was_training)
+        made = list(self.known)[before:]
+        totals = ranks.add_up([self.known[key] for key in made])
+        self.known |= dict(zip(made, totals, strict=True))
+        return len(made)
+
+    def save(self) -> None:
+        """Write them whole or not at all."""
+        keys = torch.from_numpy(np.frombuffer(b"".join(self.known), np.uint8).reshape(len(self.known), -1).copy())
+        beside = self.path.with_name(f".{FILE}.partial")
+        with writing(self.path):
+            save_file({"keys": keys, "logprobs": torch.tensor(list(self.known.values()), dtype=torch.float64)}, beside)
+            beside.replace(self.path)
+
+    def answers(self, pack: Pack) -> torch.Tensor:
+        """Log-prob of each answer, nats: a pack -> [S] float64."""
+        try:
+            return torch.tensor([self.known[k] for k in _keys(pack)], dtype=torch.float64, device=pack.ids_T.device)
+        except KeyError:
+            raise UserError("the reference does not know a row of this run", where=str(self.path),
+                            found=f"a row of {', '.join(sorted(set(pack.origins))[:4])}",
+                            expected="the rows with which the run began",
+                            fix="put the data back as it was, or start a new run") from None
+
+
+def _key(ids, weights) -> bytes:
+    made = blake2b(np.ascontiguousarray(ids, np.int32).tobytes(), digest_size=16)
+    made.update(np.ascontiguousarray(weights, np.float32).tobytes())
+    return made.digest()
+
+
+def _keys(pack: Pack) -> list[bytes]:
+    ids, weights = pack.ids_T.cpu().numpy(), pack.weights_T.cpu().numpy()
+    return [_key(ids[a:b], weights[a:b - 1]) for a, b in zip(pack.bounds, pack.bounds[1:], strict=False)]
+
+
+def starting_weights(policy: Policy) -> dict[str, torch.Tensor]:
+    """A copy of the adapter that is continued, in the type that the model will compute in."""
+    made = {}
+    for name, p in policy.model.named_parameters():
+        if p.requires_grad:
+            made[name] = p.data.clone()
+            if policy.dtype == torch.bfloat16 and p.dtype == torch.float32:  # rounded as the optimizer rounds it
+                high, low = torch.empty_like(p.data, dtype=policy.dtype), torch.empty_like(p.data, dtype=torch.int16)
+                split(made[name].view(-1), high.view(-1), low.view(-1))
+                made[name] = high
+    return made
+
+
+def open_reference(settings: Settings, forward: Forward, started: dict[str, torch.Tensor] | None, folder: Path,
+                   loader: Any, held: list[list[Sequence]], step: int,
+                   note: Callable[[str], None]) -> Reference | Remembered:
+    """The reference of a run that is at update `step`, which a line of the run tells."""
+    if settings.adapts:
+        note("reference: " + ("the base, with the adapters off" if started is None else
+                              "a frozen copy of the adapter that is continued"))
+        return Reference(forward, started)
+    reference = Remembered(folder)
+    if step == 0:
+        began = time.perf_counter()
+        shared = any(s["share"] is not None for s in loader.opened.sources)
+        count = loader.total if shared else min(loader.total, loader.updates_per_epoch)
+        made = reference.learn(forward, chain((lay_packs(b.atoms, settings.pack_tokens) for b in islice(
+            loader.batches(), count)), [lay_packs(held, settings.pack_tokens)]))
+        if ranks.first():
+            reference.save()
+        note(f"reference: log-probs of {len(reference.known):,} answers, {made:,} of them computed now in "
+             f"{time.perf_counter() - began:.0f} s, kept in {reference.path}")
+    return reference

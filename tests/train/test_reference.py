@@ -1,0 +1,117 @@
+"""The reference is the policy as it started, whatever it stands on and whenever the run is resumed."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+import posttrain
+from posttrain.core.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("in_process")
+WORDS = ("red", "green", "blue", "one", "two", "three", "cat", "dog", "bird", "sun", "moon", "sky")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"say {a}", "chosen": f"{a} {b}.", "rejected": b}) + "\n"
+                            for a in WORDS for b in WORDS[:4] if a != b))
+    return path
+
+
+@pytest.fixture
+def train(tiny_model, pairs, tmp_path):
+    def run(name="run", **values):
+        asked = {"model": tiny_model, "data": str(pairs), "max_steps": 6, "batch_size": 8, "dtype": "float32",
+                 "learning_rate": 3e-3, "output_dir": tmp_path / name}
+        console = Console(file=io.StringIO(), width=300)
+        made = posttrain.dpo(console=console, **(asked | values))
+        made.said = console.file.getvalue()
+        return made
+    return run
+
+
+@pytest.fixture
+def sft_run(tiny_model, rows, tmp_path):
+    """An adapter that was trained, so that the base is not the policy any more."""
+    return posttrain.sft(model=tiny_model, data=rows, max_steps=4, batch_size=8, dtype="float32", learning_rate=1e-2,
+                         output_dir=tmp_path / "sft", lora_r=4)
+
+
+def interrupted(run, tmp_path):
+    """A copy of a run as it lay on disk after its last checkpoint."""
+    cut = tmp_path / "cut"
+    shutil.copytree(run, cut)
+    shutil.rmtree(cut / "model")
+    (cut / "run.json").write_text(json.dumps({"status": "running", "step": 4}))
+    return cut
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("start", ["fresh adapter", "continued adapter", "full"])
+def test_the_reference_is_the_policy_as_it_started(train, sft_run, start, dtype):
+    values = {"fresh adapter": {}, "continued adapter": {"model": sft_run}, "full": {"method": "full"}}[start]
+    run = train(max_steps=3, dtype=dtype, **values)
+    said = {"fresh adapter": "reference: the base, with the adapters off",
+            "continued adapter": "reference: a frozen copy of the adapter that is continued",
+            "full": "reference: log-probs of"}[start]
+    assert said in run.said
+    close = 1e-6 if dtype == "float32" else 1e-2
+    assert abs(run.metrics[0]["loss"] - math.log(2)) < close and abs(run.metrics[0]["margin"]) < close
+    assert abs(run.metrics[-1]["margin"]) > close  # and stays what it was
+    assert run.metrics[-1]["loss"] < math.log(2)
+
+
+def test_log_probs_are_computed_once(train):
+    run = train(method="full", num_train_epochs=2, max_steps=None, batch_size=20, eval_split=0.1)
+    kept = load_file(run.path / "reference.safetensors")
+    assert len(kept["keys"]) == len(kept["logprobs"]) == 2 * 44 and (kept["logprobs"] < 0).all()
+    assert len({bytes(k.tolist()) for k in kept["keys"]}) == 88
+    assert "log-probs of 88 answers, 88 of them computed now" in run.said
+    assert run.status["eval_loss_before"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("model", ["base", "sft"])
+def test_a_resumed_run_is_the_run(train, sft_run, tiny_model, tmp_path, method, model):
+    values = {"method": method, "model": sft_run if model == "sft" else tiny_model, "save_steps": 3, "max_steps": 6}
+    whole = train("whole", **values)
+    cut = interrupted(whole.path, tmp_path)
+    assert [p.name for p in (cut / "checkpoints").iterdir()] == ["3"]
+    resumed = posttrain.dpo(output_dir=cut, resume=True, console=Console(file=io.StringIO()))
+    for line, other in zip(whole.metrics, resumed.metrics, strict=True):
+        clock = ("seconds", "tokens_per_second")
+        assert {k: v for k, v in line.items() if k not in clock} == {k: v for k, v in other.items() if k not in clock}
+    for file in whole.model_path.glob("*.safetensors"):
+        assert file.read_bytes() == (resumed.model_path / file.name).read_bytes()
+
+
+def test_a_row_that_the_reference_does_not_know(train, pairs, tmp_path):
+    data = tmp_path / "own.jsonl"
+    shutil.copy(pairs, data)
+    cut = interrupted(train(data=str(data), method="full", save_steps=3).path, tmp_path)
+    data.write_text(data.read_text().replace("say", "tell"))
+    with pytest.raises(UserError, match="the reference does not know a row of this run") as e:
+        posttrain.dpo(output_dir=cut, resume=True, allow_changes=True, console=Console(file=io.StringIO()))
+    assert "own.jsonl:" in e.value.found and "start a new run" in e.value.fix
+
+
+def test_another_verb_does_not_resume_it(train):
+    run = train(max_steps=2)
+    with pytest.raises(UserError, match="these settings are of `posttrain dpo`") as e:
+        posttrain.sft(output_dir=run.path, resume=True)
+    assert f"use `posttrain dpo --output_dir {run.path} --resume`" in e.value.fix
+
+
+def test_preferences_are_learnt(train):
+    run = train(max_steps=30, learning_rate=1e-2, eval_split=0.1)
+    assert run.metrics[-1]["eval_accuracy"] == 1 and run.metrics[-1]["eval_margin"] > 1
+    assert torch.tensor([m["loss"] for m in run.metrics[-5:]]).mean() < 0.4
