@@ -135,11 +135,13 @@ def check_shares(lengths: Many[int], shares: Many[float | None], names: Many[str
         if size == 0:
             raise UserError("there are no rows to train on", where=name, found="0 rows",
                             fix="name a file that holds rows, or drop it from data")
-    shown = ", ".join(f"{name}@{s:g}" for name, s in asked)
+    shown = ", ".join(name for name, _ in asked)
     if len(asked) == len(lengths):
-        raise UserError("every data source asks for a share, so nothing says how long an epoch is", where="data",
-                        found=shown, expected="at least one source without @share",
-                        fix="drop the @share of the source whose rows make the epoch")
+        which = "every data source asks" if len(asked) > 1 else "the only data source asks"
+        raise UserError(f"{which} for a share, so nothing says how long an epoch is", where="data", found=shown,
+                        expected="at least one source without @share",
+                        fix="drop the @share of the source whose rows make the epoch" if len(asked) > 1 else
+                        "drop the @share, or name the rows that it is a share beside: --data ROWS --data " + shown)
     if any(s <= 0 for _, s in asked) or sum(Fraction(repr(float(s))) for _, s in asked) >= 1:
         raise UserError("the shares leave no room in an update", where="data", found=shown,
                         expected="shares above 0 that sum to less than 1",

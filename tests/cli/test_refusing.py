@@ -136,3 +136,11 @@ def test_plain_output_is_tens_of_lines(sft, capsys):
     assert sft("--max_steps", 150, "--eval_split", 0.1, "--eval_steps", 2) == 0
     out = capsys.readouterr().out
     assert 30 < len(out.splitlines()) < 120 and "\r" not in out and "\x1b" not in out
+
+
+def test_a_share_on_the_only_data(sft, lines, capsys):
+    path = lines([{"prompt": "a", "completion": "b"}] * 4)
+    assert sft(data=f"{path}@0.1") == 2
+    said = capsys.readouterr().err
+    assert "the only data source asks for a share, so nothing says how long an epoch is" in said
+    assert f"found:    {path}@0.1\n" in said and f"--data ROWS --data {path}@0.1" in said

@@ -132,7 +132,7 @@ def test_held_out_rows_are_fixed_by_seed_and_source():
 
 def test_every_source_with_a_share_is_an_error():
     with pytest.raises(UserError) as e:
-        make([10, 10], [0.2, 0.3], names=["a.jsonl", "b.jsonl"])
+        make([10, 10], [0.2, 0.3], names=["a.jsonl@0.2", "b.jsonl@0.3"])
     assert str(e.value) == ("error: every data source asks for a share, so nothing says how long an epoch is\n"
                             "  where:    data\n"
                             "  found:    a.jsonl@0.2, b.jsonl@0.3\n"
