@@ -22,7 +22,8 @@ from posttrain.app.resume import check_same_run
 from posttrain.app.run import Run
 from posttrain.app.runs import fresh_run
 from posttrain.core import ranks
-from posttrain.core.config import Settings, choices
+from posttrain.core.choices import choices
+from posttrain.core.config import Settings
 from posttrain.core.errors import SettingsError, UserError
 from posttrain.core.extras import need_extra
 

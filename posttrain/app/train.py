@@ -46,6 +46,16 @@ def dpo(*, console: Console | None = None, **values: Any) -> Run:
     return _train("dpo", console, values)
 
 
+def orpo(*, console: Console | None = None, **values: Any) -> Run:
+    """Odds ratio preference optimization from Python: the keys of `posttrain orpo --help` -> the finished Run."""
+    return _train("orpo", console, values)
+
+
+def kto(*, console: Console | None = None, **values: Any) -> Run:
+    """Kahneman–Tversky optimization from Python: the keys of `posttrain kto --help` -> the finished Run."""
+    return _train("kto", console, values)
+
+
 def _train(objective: str, console: Console | None, values: dict[str, Any]) -> Run:
     if values.get("resume"):
         values = resumed_values(values)

@@ -18,7 +18,7 @@ from .peer_keys import PEER_KEYS
 
 BUILTIN = "builtin"
 PACK_TOKENS = 4096
-PAIRS = ("reward", "dpo")  # the objectives that compare answers
+PAIRS = ("reward", "dpo", "orpo")  # the objectives that compare answers
 
 
 def key(group: str, default: Any, doc: str, only: tuple[str, ...] = (), **bounds: Any) -> Any:
@@ -34,7 +34,7 @@ class Settings(BaseModel):
                               allow_inf_nan=False)
 
     # of a run the verb itself says it
-    objective: Literal["sft", "reward", "dpo"] = key("data", "sft", "which verb the rows are for")
+    objective: Literal["sft", "reward", "dpo", "orpo", "kto"] = key("data", "sft", "which verb the rows are for")
 
     # -- model
     model: str = key("model", BUILTIN, "base model: folder, hub id, run, checkpoint or adapter; `builtin` is embedded")
@@ -108,12 +108,15 @@ class Settings(BaseModel):
     loss_type: Literal["sigmoid", "ipo", "hinge", "robust", "simpo"] = key("preference", "sigmoid", "which loss of the "
                                                                            "margin", only=("dpo",))
     beta: float | None = key("preference", None, "how hard a change of the policy counts; default 0.1, simpo 2",
-                             only=("dpo",), gt=0)
+                             only=("dpo", "orpo", "kto"), gt=0)
     label_smoothing: float = key("preference", 0.0, "share of preferences taken to be wrong", only=("dpo",), ge=0,
                                  lt=0.5)
     simpo_gamma: float = key("preference", 1.0, "margin that simpo asks for", only=("dpo",), ge=0)
     center_rewards_coefficient: float = key("preference", 0.0, "pulls the scores of a pair towards a sum of 0",
                                             only=("reward",), ge=0)
+
+    desirable_weight: float = key("preference", 1.0, "weight of good answers", only=("kto",), ge=0)
+    undesirable_weight: float = key("preference", 1.0, "weight of bad answers", only=("kto",), ge=0)
 
     # -- run
     output_dir: str | None = key("run", None, "run folder; default: a fresh runs/NAME")
@@ -185,7 +188,7 @@ class Settings(BaseModel):
         if self.pack_tokens != "auto" and self.pack_tokens < least:
             raise ValueError(f"pack_tokens ({self.pack_tokens}) must be at least " + (
                 f"max_length ({self.max_length}): a sequence is never split over packs" if least == self.max_length else
-                f"twice max_length ({self.max_length}): the two answers of a pair share a pack"))
+                f"twice max_length ({self.max_length}): two sequences of a row share a pack"))
         if self.eval_data and self.eval_split:
             raise ValueError("eval_data and eval_split exclude each other: drop one")
         if not self.data:
@@ -209,10 +212,14 @@ class Settings(BaseModel):
         if not self.adapts and (idle := [k for k in type(self).model_fields if k.startswith(("lora_", "use_")) and
                                          self._is_set(k)]):
             raise ValueError(f"{', '.join(idle)}: nothing to adapt under method: full; drop, or set method: lora")
+        if self.objective == "kto" and self.batch_size == 1:
+            raise ValueError("kto holds each prompt against another row's answer: set batch_size to 2 or more")
         if self._is_set("simpo_gamma") and self.loss_type != "simpo":
             raise ValueError(f"simpo_gamma changes nothing under loss_type: {self.loss_type}; drop it")
         if self.label_smoothing and self.loss_type not in ("sigmoid", "robust"):
             raise ValueError(f"label_smoothing changes nothing under loss_type: {self.loss_type}; drop it")
+        if self.loss_type == "robust" and not self.label_smoothing:
+            raise ValueError("loss_type: robust is sigmoid where no preference is wrong: set label_smoothing")
         if self.architecture and self._is_set("model"):
             raise ValueError("model and model_config exclude each other: drop one")
         if self.warmup_steps is not None and self._is_set("warmup_ratio"):
@@ -315,32 +322,6 @@ _Loader.yaml_implicit_resolvers = {k: [r for r in v if r[0] != "tag:yaml.org,200
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(
     r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|nan))$"),
     list("-+0123456789."))
-
-
-def choices(settings: Settings) -> list[tuple[str, Any, str]]:
-    """Values the program chooses from the settings alone: (key, value, reason)."""
-    made: list[tuple[str, Any, str]] = []
-    facts = FACTS[settings.objective]
-    if settings.learning_rate is None:
-        lora, of = settings.adapts, "" if settings.objective == "sft" else f" of {settings.objective}"
-        low, full = facts.rates
-        why = (f"the LoRA default{of}; full fine-tuning would take {_short(full)}" if lora else
-               f"the default of full fine-tuning{of}; LoRA would take {_short(low)}")
-        made.append(("learning_rate", low if lora else full, why))
-    if "num_train_epochs" not in settings.model_fields_set and facts.why_epochs and settings.max_steps is None:
-        made.append(("num_train_epochs", facts.epochs, facts.why_epochs))
-    if settings.beta is None and settings.objective in users_of("beta"):
-        simpo = settings.loss_type == "simpo"
-        made.append(("beta", 2.0 if simpo else 0.1, "the default of simpo, which counts nats per token" if simpo else
-                     "the usual one; lower lets the policy move further"))
-    if "pack_tokens" not in settings.model_fields_set and settings.pack_tokens != PACK_TOKENS:
-        made.append(("pack_tokens", settings.pack_tokens, f"{'twice ' * (facts.atom == 2)}max_length; the default of "
-                                                          f"{PACK_TOKENS} is too small for it"))
-    return made
-
-
-def _short(rate: float) -> str:
-    return f"{rate:g}".replace("e-0", "e-") if rate < 1e-4 else f"{rate:.0e}".replace("e-0", "e-")
 
 
 def dump_config(settings: Settings) -> str:

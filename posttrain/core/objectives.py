@@ -22,4 +22,6 @@ FACTS = {
     "sft": Facts(frozenset({"conversation", "text"}), 1, (2e-4, 2e-5), 3.0),
     "reward": Facts(_PAIR, 2, (1e-4, 1e-5), 1.0, "a reward model learns preferences by heart in a second pass"),
     "dpo": Facts(_PAIR, 2, (2e-5, 1e-6), 1.0, "preferences are learnt in one pass"),
+    "orpo": Facts(_PAIR, 2, (5e-5, 5e-6), 1.0, "preferences are learnt in one pass"),
+    "kto": Facts(frozenset({"label"}), 2, (2e-5, 1e-6), 1.0, "preferences are learnt in one pass"),
 }

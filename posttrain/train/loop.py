@@ -122,7 +122,8 @@ class Loop:
     def updates(self, batch: Batch, before: int) -> dict[str, Any]:
         """Every update of a batch after update `before` -> the last one's metrics; those of the others are told."""
         line: dict[str, Any] = {}
-        packs = share_packs(batch.atoms, self.pack_tokens) if batch.atoms else []
+        atoms = self.objective.arrange(batch.atoms) if batch.atoms else []
+        packs = share_packs(atoms, self.pack_tokens) if atoms else []
         for step, update in enumerate(self.objective.collect(packs, self.models) if packs else [[]], before + 1):
             if line:
                 self.tell(line)

@@ -10,6 +10,7 @@ import torch
 
 from ..core.config import Settings
 from ..core.pack import Pack
+from ..core.sequence import Sequence
 from ..model.forward import Forward, Outputs
 
 Logged = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
@@ -65,6 +66,10 @@ class Objective:
     def size(self, pack: Pack) -> torch.Tensor:
         """Units this pack adds to the denominator, a scalar."""
         raise NotImplementedError
+
+    def arrange(self, atoms: list[list[Sequence]]) -> list[list[Sequence]]:
+        """The atoms of an update as they are to be packed, before they are dealt to processes; here: as they come."""
+        return atoms
 
     def collect(self, packs: Iterable[Pack], models: Models) -> Iterator[list[Pack]]:
         """The packs of each update, without gradients; here: one update, nothing added."""

@@ -150,7 +150,7 @@ def starting_weights(policy: Policy) -> dict[str, torch.Tensor]:
 
 def open_reference(settings: Settings, forward: Forward, started: dict[str, torch.Tensor] | None, folder: Path,
                    loader: Any, held: list[list[Sequence]], step: int,
-                   note: Callable[[str], None]) -> Reference | Remembered:
+                   note: Callable[[str], None], arrange: Callable[[Any], Any]) -> Reference | Remembered:
     """The reference of a run that is at update `step`, which a line of the run tells."""
     if settings.adapts:
         note("reference: " + ("the base, with the adapters off" if started is None else
@@ -160,9 +160,10 @@ def open_reference(settings: Settings, forward: Forward, started: dict[str, torc
     if step == 0:
         began = time.perf_counter()
         shared = any(s["share"] is not None for s in loader.opened.sources)
-        count = loader.total if shared else min(loader.total, loader.updates_per_epoch)
-        made = reference.learn(forward, chain((lay_packs(b.atoms, settings.pack_tokens) for b in islice(
-            loader.batches(), count)), [lay_packs(held, settings.pack_tokens)]))
+        mixed = settings.objective == "kto"  # whose prompts meet other answers in each epoch
+        count = loader.total if shared or mixed else min(loader.total, loader.updates_per_epoch)
+        updates = (arrange(b.atoms) for b in islice(loader.batches(), count) if b.atoms)
+        made = reference.learn(forward, (lay_packs(atoms, settings.pack_tokens) for atoms in chain(updates, [held])))
         if ranks.first():
             reference.save()
         note(f"reference: log-probs of {len(reference.known):,} answers, {made:,} of them computed now in "

@@ -151,9 +151,11 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
              "adapter": str(ref.adapter.resolve()) if ref and ref.adapter else None, "vocab_size": spec.vocab_size,
              "base_hash": policy.base.sha256, "new_tokens": new_tokens, "conditions": conditions}
     atoms, held_rows = _held_atoms(settings, loader, note)
+    atoms = objective.arrange(atoms) if atoms else []
     models = Models(forward)
     if objective.referenced:
-        models.reference = open_reference(settings, forward, started, folder, loader, atoms, state.step, note)
+        models.reference = open_reference(settings, forward, started, folder, loader, atoms, state.step, note,
+                                          objective.arrange)
     held = objective.held(share_packs(atoms, settings.pack_tokens), models) if atoms else []
     loop = Loop(settings, models, objective, optimizer, loader, record, settings.pack_tokens, held=held,
                 held_rows=held_rows, state=state, facts=facts, decode=spec.decode)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from posttrain.core.config import Settings, choices, dump_config, key_names, make_settings, read_config, users_of
+from posttrain.core.choices import choices
+from posttrain.core.config import Settings, dump_config, key_names, make_settings, read_config, users_of
 from posttrain.core.errors import SettingsError, UserError
 
 

@@ -127,6 +127,24 @@ def test_rows_of_another_kind_are_refused():
         detect_for("reward", ["a"], [], {"answer": "a"})
 
 
+def test_labels():
+    asked = {"prompt": "Hi?", "completion": "Yes."}
+    for raw, label in (({**asked, "label": True}, 1), ({**asked, "label": False}, 0), (
+            {"messages": [user("Hi?"), bot("Yes.")], "label": True}, 1), ({**asked, "label": 0}, 0)):
+        row = read(raw, "kto")
+        assert row.kind == "label" and said(row.messages) == ASKED and row.facts == [{"label": label}]
+        assert [said(a) for a in row.answers] == [[("a", "Yes.")]]
+    row = read(PAIRS["transcripts"], "kto")
+    assert row.kind == "label" and row.facts == [{"label": 1.0}, {"label": 0.0}] and len(row.answers) == 2
+    for raw, message in (({**asked, "label": "good"}, "the label is neither true nor false"),
+                         ({"messages": [user("Hi?")], "label": True}, "no assistant turn at its end")):
+        with pytest.raises(RowError, match=message):
+            read(raw, "kto")
+    with pytest.raises(UserError, match="these rows hold one answer each, and `posttrain kto`") as e:
+        read({"prompt": "a", "completion": "b"}, "kto")
+    assert "prompt, completion, label" in e.value.expected
+
+
 def test_transcripts():
     text = "\n\nHuman: a\n\nHuman: b\n\nAssistant:  c: \n\nd \n\nHuman: e\n\nAssistant:"
     assert said(read_transcript(text)) == [("u", "a"), ("u", "b"), ("a", "c: \n\nd"), ("u", "e"), ("a", "")]
@@ -181,14 +199,21 @@ def test_real_pairs_balance(shared_data, real_ledger, name, rows, dropped):
     assert ledger["rows"]["trained"] == rows - sum(dropped.values())
 
 
+def test_real_labels_balance(shared_data, real_ledger):
+    ledger = real_ledger(shared_data / "llamafactory_demo" / "kto_en_demo.json", "kto")
+    assert ledger["rows"] == {"read": 300, "trained": 300, "cut": 0, "dropped": {}}
+    pairs = real_ledger(shared_data / "llamafactory_demo" / "dpo_en_demo.json", "kto")
+    assert pairs["rows"]["trained"] == 300
+
+
 @pytest.fixture
 def real_ledger(builtin_spec):
     """The ledger of every row of a file, as a run would keep it."""
     from posttrain.data.batch import Outcome, settle
     from posttrain.data.read import open_source
 
-    def count(path):
-        source = open_source(str(path), objective="dpo")
+    def count(path, objective="dpo"):
+        source = open_source(str(path), objective=objective)
         made = Renderer(builtin_spec, max_length=1 << 20).render([source.row(i) for i in range(len(source))])
         _, ledger = settle([Outcome.of(source.origin(i), m) for i, m in enumerate(made)])
         return ledger.to_json()

@@ -15,7 +15,8 @@ CODE = sorted(p for top in ("posttrain", "tests", "bench", "world") for p in (RO
 TEXTS = [*CODE, *(p for p in ROOT.glob("*") if p.suffix in (".md", ".toml", "") and p.is_file() and p.name != ".git"),
          *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.yaml"), ROOT / ".ci" / "run"]
 NO_TORCH = [*(ROOT / "posttrain" / "data").rglob("*.py"),
-            *(ROOT / "posttrain" / "core" / f"{name}.py" for name in ("config", "errors", "sequence")),
+            *(ROOT / "posttrain" / "core" / f"{name}.py" for name in (
+                "config", "choices", "objectives", "errors", "sequence")),
             *(ROOT / "posttrain" / "app" / f"{name}.py" for name in (
                 "cli", "arguments", "help", "verbs", "runs", "run", "resume", "screen", "data", "table"))]
 

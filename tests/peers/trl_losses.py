@@ -7,7 +7,9 @@ from collections import defaultdict
 from contextlib import nullcontext
 
 import torch
+from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.reward_trainer import RewardTrainer
 
 GIVEN = json.loads(sys.stdin.read())
@@ -56,5 +58,22 @@ def reward():
     return made.compute_loss(Scores(), {"input_ids": mask, "attention_mask": mask, "margin": column("margins")})
 
 
-print("FOUND" + json.dumps({"reward": float(reward())} | {
+def orpo():
+    """TRL adds its loss of supervised fine-tuning beside this; the paper's, per answer, is added here."""
+    chosen, rejected = column("means").chunk(2)
+    made = trainer(ORPOTrainer, beta=GIVEN["beta"])
+    losses = made.odds_ratio_loss(chosen, rejected)[0]
+    return (-chosen - losses).mean()
+
+
+def kto():
+    mask, labels = torch.tensor(GIVEN["mask"]), torch.tensor(GIVEN["labels"]).bool()
+    made = trainer(KTOTrainer, precompute_ref_logps=True, calculate_KL=False, beta=GIVEN["beta"], loss_type="kto",
+                   desirable_weight=1.5, undesirable_weight=0.5, ref_model=None)
+    return made._compute_loss(Policy(), {
+        "input_ids": torch.zeros_like(mask), "attention_mask": torch.ones_like(mask), "completion_mask": mask,
+        "label": labels, "ref_logps": column("ref")}, False)
+
+
+print("FOUND" + json.dumps({"reward": float(reward()), "orpo": float(orpo()), "kto": float(kto())} | {
     kind: float(dpo(kind)) for kind in ("sigmoid", "robust", "ipo", "hinge")}))

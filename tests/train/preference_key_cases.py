@@ -44,7 +44,21 @@ def beta(bench):
     assert "beta = 2.0: the default of simpo" in bench.text(**of_pairs(bench, loss_type="simpo"))
 
 
+LABELS = [{"prompt": r["prompt"], "completion": r[c], "label": c == "chosen"} for r in PAIRS
+          for c in ("chosen", "rejected")]
+
+
+def weight(name):
+    def case(bench):
+        values = {"verb": "kto", "data": bench.path("labels.jsonl", LABELS)}
+        assert bench.differ(values, {**values, name: 3.0})
+        assert f"{name} changes nothing in `posttrain dpo`" in bench.fails(**of_pairs(bench), **{name: 3.0})
+    return case
+
+
 CASES = {
+    "desirable_weight": weight("desirable_weight"),
+    "undesirable_weight": weight("undesirable_weight"),
     "loss_type": changed(loss_type="hinge"),
     "center_rewards_coefficient": changed("reward", center_rewards_coefficient=0.1),
 } | {case.__name__: case for case in (ranked_pairs, label_smoothing, simpo_gamma, beta)}

@@ -14,6 +14,8 @@ from posttrain.core.sequence import Sequence
 from posttrain.model.forward import Outputs
 from posttrain.train.objective import Models
 from posttrain.train.objectives.dpo import DPO
+from posttrain.train.objectives.kto import KTO
+from posttrain.train.objectives.orpo import ORPO, log_odds
 from posttrain.train.objectives.reward import Reward
 from posttrain.train.pairs import pairs
 
@@ -115,7 +117,8 @@ def test_the_losses_are_those_of_trl(batch):
         logps[i, 2:2 + len(answer)] = answer
         mask[i, 3:3 + len(answer)] = 1
     given = {"logps": logps.tolist(), "mask": mask.tolist(), "ref": [ref[s] for s in order], "beta": BETA, "eps": EPS,
-             "scores": [out.scores_S[s].item() for s in order], "margins": margins, "center": CENTER}
+             "scores": [out.scores_S[s].item() for s in order], "margins": margins, "center": CENTER,
+             "means": [sums[s] / LENGTHS[s // 2][s % 2] for s in order], "labels": [1, 0, 0, 1, 1, 1, 0, 0]}
     done = subprocess.run([python, ROOT / "tests" / "peers" / "trl_losses.py"], input=json.dumps(given),
                           capture_output=True, text=True, timeout=300)
     assert "FOUND" in done.stdout, done.stderr[-2000:]
@@ -124,3 +127,41 @@ def test_the_losses_are_those_of_trl(batch):
         assert abs(DPO(kind, BETA, EPS).loss(out, pack)[0].item() / 4 - found[kind]) < 1e-6, kind
     assert abs(DPO("sigmoid", BETA).loss(out, pack)[0].item() / 4 - found["sigmoid"]) < 1e-6
     assert abs(Reward(CENTER).loss(out, pack)[0].item() / 4 - found["reward"]) < 1e-6
+    assert abs(ORPO(BETA).loss(out, pack)[0].item() / 4 - found["orpo"]) < 1e-6
+    zero, labels = torch.zeros(8, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
+    labels[order] = torch.tensor(given["labels"], dtype=torch.float64)
+    pack.columns |= {"label": labels, "mismatch": zero, "z": zero}
+    assert abs(KTO(BETA, 1.5, 0.5).loss(out, pack)[0].item() / 8 - found["kto"]) < 1e-6
+
+
+def test_orpo_is_its_paper(batch):
+    pack, out, sums, _, _ = batch
+    expected = 0.0
+    for p, (n_w, n_v) in enumerate(LENGTHS):
+        w, v = math.exp(sums[2 * p] / n_w), math.exp(sums[2 * p + 1] / n_v)
+        odds = (w / (1 - w)) / (v / (1 - v))
+        expected += -sums[2 * p] / n_w - BETA * math.log(sigmoid(math.log(odds)))
+    loss, logged = ORPO(BETA).loss(out, pack)
+    assert abs(loss.item() - expected) < 1e-9
+    assert abs(logged["nll"].item() + sum(sums[2 * p] / LENGTHS[p][0] for p in range(4))) < 1e-9
+    x = torch.tensor([-1e-12, -1e-4, -0.5, -0.7, -30.0, -800.0], dtype=torch.float64, requires_grad=True)
+    log_odds(x).sum().backward()
+    assert torch.isfinite(x.grad).all() and torch.isfinite(log_odds(x)).all()
+    p = x[1:5].exp()
+    assert torch.allclose(log_odds(x[1:5]), (p / (1 - p)).log(), atol=1e-9)
+
+
+def test_kto_is_its_paper(batch):
+    pack, out, sums, ref, _ = batch
+    labels, z = [1, 0, 0, 1, 1, 1, 0, 0], 0.8
+    zero = torch.zeros(8, dtype=torch.float64)
+    pack.columns |= {"label": torch.tensor(labels, dtype=torch.float64), "mismatch": zero, "z": zero + z}
+    expected = 0.0
+    for r, label in zip((s - q for s, q in zip(sums, ref, strict=True)), labels, strict=True):
+        value = sigmoid(BETA * (r - z)) if label else sigmoid(BETA * (z - r))
+        expected += (1.5 if label else 0.5) * (1 - value)
+    objective = KTO(BETA, 1.5, 0.5)
+    loss, logged = objective.loss(out, pack)
+    assert abs(loss.item() - expected) < 1e-9 and objective.size(pack) == 8 and logged["kl"] == 8 * z
+    good, count = logged["reward_good"]
+    assert count == 4 and abs(good - BETA * sum(s - q for s, q, y in zip(sums, ref, labels, strict=True) if y)) < 1e-9

@@ -115,3 +115,23 @@ def test_preferences_are_learnt(train):
     run = train(max_steps=30, learning_rate=1e-2, eval_split=0.1)
     assert run.metrics[-1]["eval_accuracy"] == 1 and run.metrics[-1]["eval_margin"] > 1
     assert torch.tensor([m["loss"] for m in run.metrics[-5:]]).mean() < 0.4
+
+
+def test_good_and_bad_answers_are_told_apart(tiny_model, tmp_path, sft_run):
+    rows = [{"prompt": f"say {a}", "completion": f"{a} {b}." if good else b, "label": good}
+            for a in WORDS for b in WORDS[:2] for good in (True, False)]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    for method, model in (("lora", sft_run), ("full", tiny_model)):
+        run = posttrain.kto(model=model, data=tmp_path / "labels.jsonl", method=method, max_steps=12, batch_size=16,
+                            dtype="float32", learning_rate=3e-3, eval_split=0.1, output_dir=tmp_path / method,
+                            num_train_epochs=4, console=Console(file=io.StringIO()))
+        first, last = run.metrics[0], run.metrics[-1]
+        assert abs(first["loss"] - 0.5) < 1e-6 and first["kl"] < 1e-6  # policy = reference: 1 - sigmoid(0)
+        assert last["reward_good"] > last["reward_bad"] and last["eval_loss"] < 0.5 and last["kl"] >= 0
+        assert run.status["eval_loss_before"] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_odds_are_learnt_without_a_reference(tiny_model, pairs, tmp_path):
+    run = posttrain.orpo(model=tiny_model, data=pairs, max_steps=12, batch_size=8, dtype="float32", learning_rate=1e-2,
+                         output_dir=tmp_path / "orpo", console=Console(file=io.StringIO()), num_train_epochs=4)
+    assert run.metrics[-1]["nll"] < run.metrics[0]["nll"] and run.metrics[-1]["accuracy"] == 1

@@ -5,10 +5,12 @@ from __future__ import annotations
 from ...core.config import Settings
 from ..objective import Objective
 from .dpo import DPO
+from .kto import KTO
+from .orpo import ORPO
 from .reward import Reward
 from .sft import SFT
 
-OBJECTIVES: dict[str, type[Objective]] = {"sft": SFT, "reward": Reward, "dpo": DPO}
+OBJECTIVES: dict[str, type[Objective]] = {"sft": SFT, "reward": Reward, "dpo": DPO, "orpo": ORPO, "kto": KTO}
 
 
 def make_objective(settings: Settings) -> Objective:
