@@ -1,7 +1,7 @@
 # `make` sets up .venv; `make demo` takes a base model to an assistant; `make help` lists the rest.
 
 TORCH ?= torch==2.13.0
-EXTRAS ?= data,dev,eval,qlora,sentencepiece
+EXTRAS ?= data,dev,metrics,qlora,sentencepiece
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.posttrain-ready

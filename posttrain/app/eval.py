@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain import __version__
+from posttrain.app import benchmarks
 from posttrain.app.arguments import Command
 from posttrain.app.runs import fresh_run
 from posttrain.app.screen import make_console, print_json
@@ -43,6 +44,12 @@ def main(command: Command) -> int:
     from posttrain.app.assistant import how_to_answer
 
     options, settings = command.options, command.settings
+    if options["benchmarks"]:
+        benchmarks.check(command)
+        return benchmarks.run(command, _folder(settings.output_dir))
+    if options["num_fewshot"] is not None:
+        raise UserError("num_fewshot changes nothing without benchmarks", where="command line",
+                        fix="name --benchmarks, or drop --num_fewshot")
     console = make_console(to_stderr=options["json"])
     how = how_to_answer(command) | {"system": options["system"]}
     sets = [task_rows(command), *general_sets(command)]

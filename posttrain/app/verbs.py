@@ -142,8 +142,13 @@ VERBS = {verb.name: verb for verb in (
                   Option("general", "list", [], "rows of the gate, in the forms of data; default: embedded general "
                                                 "text, and the rows of the baseline where it is a run"),
                   Option("max_forgetting", "float", 0.1, "relative drop of a general figure that the gate lets pass",
-                         least=0), JSON),
+                         least=0),
+                  Option("benchmarks", "list", [], "instead of rows: tasks of lm-evaluation-harness by name, or the "
+                                                   "YAML file of one; a,b or repeated"),
+                  Option("num_fewshot", "int", None, "examples before each question of a benchmark; default: the "
+                                                     "task's own", least=0), JSON),
          examples=("posttrain eval builtin runs/sft-1 --data builtin:held_out",
+                   "posttrain eval runs/sft-1 --benchmarks gsm8k,mmlu --limit 100",
                    "posttrain eval Qwen/Qwen3-0.6B runs/sft-1 http://localhost:8000/v1#other --data test.jsonl --gate"),
          about="MODEL is a run, a checkpoint, an adapter, a Hugging Face folder, a hub id, or the URL of an "
                "OpenAI-compatible endpoint. Writes eval.json and answers.jsonl into output_dir (default: a fresh "
