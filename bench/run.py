@@ -1,14 +1,14 @@
-"""All benchmarks, one after the other, and their tables: `python -m bench.run [sft] [start] [sampler]`."""
+"""All benchmarks, one after the other, and their tables: `python -m bench.run [sft] [start] [sampler] [resume]`."""
 
 from __future__ import annotations
 
 import sys
 
-from . import sampler, sft, start
+from . import resume, sampler, sft, start
 from .shapes import BUILD, SHAPES
 
 PARTS = {"sft": [(sft.main, ["--shape", name]) for name in SHAPES], "start": [(start.main, [])],
-         "sampler": [(sampler.main, [])]}
+         "sampler": [(sampler.main, [])], "resume": [(resume.main, [])]}
 
 
 def main(argv: list[str]) -> int:

@@ -31,7 +31,7 @@ OUTSIDE = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command: its exit code, 0 done, 1 findings (`data check`), 2 a user's error, 130 after Ctrl-C."""
+    """Run one command: its exit code, 0 done, 1 findings (`data check`), 2 a user's error, 130, 143 after a signal."""
     settle_process()
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv or os.environ.get("POSTTRAIN_DEBUG", "") not in ("", "0")
@@ -39,9 +39,9 @@ def main(argv: list[str] | None = None) -> int:
         return _run(argv)
     except UserError as e:
         return _say(e, debug)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         print("\ninterrupted", file=sys.stderr)
-        return 130
+        return getattr(e, "code", 130)  # 143 after SIGTERM
     except BrokenPipeError:  # `posttrain … | head`: the reader has left, and that is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -21,6 +21,7 @@ from posttrain.app.reporters import Reporter, need, open_reporters
 from posttrain.app.resume import check_same_run
 from posttrain.app.run import Run
 from posttrain.app.runs import fresh_run
+from posttrain.app.stopping import handling, stop_now
 from posttrain.core import ranks
 from posttrain.core.choices import choices
 from posttrain.core.config import Settings
@@ -39,6 +40,7 @@ class Interrupted(Exception):
         self.run, self.code = run, code
 
 
+@handling(stop_now)
 def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
     """One whole run -> its Run; raises Interrupted where a signal ended it. `closing` prints the next commands."""
     began = time.perf_counter()
@@ -89,7 +91,8 @@ def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
             raise Interrupted(run, tell_how_to_go_on(session, status, folder, note))
         from posttrain.app.card import model_card
 
-        session.export(model_card(session.loop.settings, session))
+        with _saying_how_to_go_on(session, note):
+            session.export(model_card(session.loop.settings, session))
         ranks.wait()
     ranks.end()
     if not ranks.first():
@@ -227,7 +230,7 @@ def _train(session, console: Console, note: Callable[[str], None], reporters: li
 
     def stop(number, frame) -> None:
         if caught:
-            raise KeyboardInterrupt
+            stop_now(number, frame)
         caught.append(number)
         progress.note("stopping after this update (again: at once)")
 
@@ -240,24 +243,21 @@ def _train(session, console: Console, note: Callable[[str], None], reporters: li
 
     loop.should_stop = lambda: bool(caught)
     loop.say = say
-    old = _catch(stop)
     try:
-        with progress:
+        with handling(stop), _saying_how_to_go_on(session, note), progress:
             status = session.run()
-    except KeyboardInterrupt:
-        note(f"stopped at once; go on with: posttrain {settings.objective} --output_dir "
-             f"{quote(str(loop.record.folder))} --resume")
-        raise
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
         for reporter in reporters:
             reporter.close()
     return status if status == "finished" else signal.Signals(caught[0]).name
 
 
-def _catch(stop) -> dict[int, Any]:
-    """Handle SIGINT and SIGTERM by `stop`, in the main thread only (elsewhere Python cannot) -> the old handlers."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+@contextmanager
+def _saying_how_to_go_on(session, note: Callable[[str], None]) -> Iterator[None]:
+    """Where a signal ends what stands inside at once, the command that goes on from the last checkpoint."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        folder = quote(str(session.record.folder))
+        note(f"stopped at once; go on with: posttrain {session.loop.settings.objective} --output_dir {folder} --resume")
+        raise

@@ -87,13 +87,49 @@ def test_a_signal_in_the_last_update_changes_nothing(sft, during, tmp_path):
 
 
 @pytest.mark.usefixtures("in_process")
-def test_ctrl_c_before_the_first_update_leaves_nothing(sft, tmp_path, capsys, monkeypatch):
-    def interrupted(*given):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_first_update_leaves_nothing(sft, tmp_path, capsys, monkeypatch, number, code):
+    before = signal.getsignal(number)
+    monkeypatch.setattr("posttrain.app.launch._open", lambda *given: signal.raise_signal(number))
+    assert sft() == code and not (tmp_path / "run").exists()
+    assert capsys.readouterr().err == "\ninterrupted\n" and signal.getsignal(number) is before
 
-    monkeypatch.setattr("posttrain.app.launch._open", interrupted)
-    assert sft() == 130 and not (tmp_path / "run").exists()
-    assert capsys.readouterr().err == "\ninterrupted\n"
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_model_is_written_keeps_what_was_learnt(sft, tmp_path, capsys, monkeypatch, number, code):
+    with monkeypatch.context() as patch:
+        patch.setattr("posttrain.train.session.export_model", lambda *given: signal.raise_signal(number))
+        assert sft() == code
+    run = Run(tmp_path / "run")
+    said = capsys.readouterr().out
+    assert said.endswith(f"stopped at once; go on with: posttrain sft --output_dir {run.path} --resume\n")
+    assert [p.name for p in run.checkpoints] == ["6"] and not run.model_path.exists()
+    assert main(["sft", "--output_dir", str(run.path), "--resume"]) == 0 and sft(folder=tmp_path / "whole") == 0
+    assert weights(run.path) == weights(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_second_signal_stops_inside_a_save(sft, during, tmp_path, capsys, monkeypatch):
+    from posttrain.model import checkpoint
+
+    real = checkpoint.save_file
+
+    def save_file(held, path):
+        real(held, path)
+        if "/.4.partial/" in str(path):
+            signal.raise_signal(signal.SIGTERM)
+
+    during(4, signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", save_file)
+        assert sft("--save_steps", "2") == 143
+    run = tmp_path / "run"
+    assert f"go on with: posttrain sft --output_dir {run} --resume" in capsys.readouterr().out
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["2"]
+    during(99)
+    assert main(["sft", "--output_dir", str(run), "--resume"]) == 0 and sft(folder=tmp_path / "whole") == 0
+    assert weights(run) == weights(tmp_path / "whole")
 
 
 def test_ctrl_c_in_a_terminal(tiny_model, rows, tmp_path):

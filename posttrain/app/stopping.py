@@ -1,0 +1,34 @@
+"""SIGINT and SIGTERM in a run: the first one lets the update end, and outside the updates each stops at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where SIGINT would be a KeyboardInterrupt: whatever handles the one handles the other."""
+
+    code = 128 + signal.SIGTERM
+
+
+def stop_now(number: int, frame: Any) -> None:
+    """The handler that ends what is going on, with every clean-up on the way."""
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+@contextmanager
+def handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM go to `handler`; in the main thread only, elsewhere Python cannot."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, was in old.items():
+            signal.signal(number, was)
