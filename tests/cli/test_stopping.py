@@ -171,9 +171,46 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.usefixtures("in_process")
+def test_no_space_left_in_a_save(sft, small_disk, capsys, tmp_path, monkeypatch):
+    """A checkpoint that does not fit leaves the one before it, and with more room the run goes on from there."""
+    monkeypatch.setattr("posttrain.train.rehearsal.check_disk", lambda *given: 0)
+    folder = small_disk(4000)  # three checkpoints of 1.3 MB, not four
+    assert sft("--save_steps", "2", "--save_total_limit", "1", folder=folder) == 0
+    shutil.rmtree(folder)
+    assert sft("--save_steps", "1", "--save_total_limit", "9", folder=folder) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: no space left on the disk\n") and "the last complete checkpoint is good" in said
+    last = Run(folder).checkpoints[-1]
+    assert last.name == "3" and not list((folder / "checkpoints").glob(".*"))
+    assert main(["sft", "--output_dir", str(folder), "--resume", "--save_total_limit", "1"]) == 0
+    assert sft(folder=tmp_path / "whole") == 0 and weights(folder) == weights(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_disk_that_becomes_read_only(sft, small_disk, during, monkeypatch, capsys, tmp_path):
+    folder = small_disk(9000)
+
+    def accumulate(*given):
+        if given[-1] == 4:
+            subprocess.run(["mount", "-o", "remount,ro", folder.parent], check=True)
+        return ACCUMULATE(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "accumulate", accumulate)
+        assert sft("--save_steps", "2", folder=folder) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: the run folder cannot be written\n") and said.count("error:") == 1
+    assert "make it writable and go on with resume" in said and [p.name for p in Run(folder).checkpoints] == ["2"]
+    subprocess.run(["mount", "-o", "remount,rw", folder.parent], check=True)
+    assert main(["sft", "--output_dir", str(folder), "--resume"]) == 0
+    assert sft(folder=tmp_path / "whole") == 0 and weights(folder) == weights(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(("kilobytes", "what"), [(12, "tokenizer"), (64, "model"), (-24, "model")])
-def test_no_space_left(sft, small_disk, capsys, tmp_path, kilobytes, what):
+def test_no_space_left(sft, small_disk, capsys, tmp_path, monkeypatch, kilobytes, what):
     """From the first file to the last one of the model folder: one clear error, and no half of a model."""
+    monkeypatch.setattr("posttrain.train.rehearsal.check_disk", lambda *given: 0)  # it filled up after that look
     if kilobytes < 0:  # just less than the run needs: what does not fit is the tokenizer beside the weights
         sft(folder=tmp_path / "whole")
         used = sum(-(-p.stat().st_size // 4096) * 4 for p in (tmp_path / "whole").rglob("*"))
