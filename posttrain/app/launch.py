@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from posttrain.app.narrate import tell_data, tell_how_to_go_on, tell_next, tell_result
+from posttrain.app.narrate import judge_scores, tell_data, tell_how_to_go_on, tell_next, tell_pairs, tell_result
 from posttrain.app.progress import Progress
 from posttrain.app.reporters import Reporter, need, open_reporters
 from posttrain.app.resume import check_same_run
@@ -93,11 +93,14 @@ def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
 
         with _saying_how_to_go_on(session, note):
             session.export(model_card(session.loop.settings, session))
+        judged = judge_scores(session) if settings.objective == "reward" else None
         ranks.wait()
     ranks.end()
     if not ranks.first():
         return run
     tell_result(run, session, note)
+    if judged is not None:
+        tell_pairs(run, judged, note)
     if closing:
         tell_next(console, run, settings, session.loop.loader.opened.sources)
     return run

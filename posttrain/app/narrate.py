@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -60,9 +61,31 @@ def tell_result(run: Run, session, note: Callable[[str], None]) -> None:
     note(f"model: {run.model_path}")
 
 
+def judge_scores(session) -> dict[str, Any]:
+    """How a trained reward model judges the held-out pairs of all processes."""
+    from posttrain.eval.preferences import judge_pairs
+
+    return judge_pairs(session.loop.models, session.loop.held)
+
+
+def tell_pairs(run: Run, report: dict[str, Any], note: Callable[[str], None]) -> None:
+    """That judgement in lines, and in reward.json."""
+    from posttrain.eval.preferences import lines
+
+    (run.path / "reward.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    for line in lines(report) or ["held-out pairs: none; set eval_split or eval_data to see how often the better "
+                                  "answer scores higher"]:
+        note(line)
+
+
 def tell_next(console: Console, run: Run, settings: Settings, sources: list[dict[str, Any]]) -> None:
     """Commands that can be copied as they stand; the questions to compare on are those of the data."""
     folder, commands = quote(str(run.path)), []
+    if settings.objective == "reward":
+        data = quote(parse_spec(sources[0]["spec"]).path)
+        next_commands(console, [(f"posttrain score {folder} {data} --limit 20", "what it makes of answers"),
+                                (f"posttrain data show {folder}", "every token of the rows")])
+        return
     commands.append((f"posttrain chat {folder}", "talk to it"))
     asked = next((s["spec"] for s in sources if s["format"] != "text"), None)
     if not settings.architecture and asked:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..core.errors import RowError
@@ -33,7 +35,7 @@ def gather(row: Row, made: list[Rendered | RowError]) -> Rendered | RowError:
                         fix="set bad_rows=skip, or choose a chat template that keeps earlier turns as they are")
     kept: list[Sequence] = []
     for rendered, facts in zip(made, row.facts, strict=True):
-        (sequence,) = rendered.sequences
+        sequence = up_to_the_stop(rendered.sequences[0])
         if not any(np.array_equal(sequence.ids, k.ids) for k in kept):
             sequence.facts = facts
             kept.append(sequence)
@@ -43,6 +45,12 @@ def gather(row: Row, made: list[Rendered | RowError]) -> Rendered | RowError:
     if len(kept) < len(made):
         notes += ("an answer that stands twice among those of a row: taken once",)
     return Rendered(kept, None, sum(map(len, kept)), notes=notes, together=row.kind == "pair")
+
+
+def up_to_the_stop(sequence: Sequence) -> Sequence:
+    """A sequence without what its template writes after the last trained token: an answer is judged where it ends."""
+    end = int(np.flatnonzero(sequence.weights)[-1]) + 1
+    return replace(sequence, ids=sequence.ids[:end], weights=sequence.weights[:end], reasons=sequence.reasons[:end])
 
 
 def _wrong(row: Row, kept: list[Sequence], answers: int) -> str | None:
