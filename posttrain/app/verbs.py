@@ -160,6 +160,16 @@ VERBS = {verb.name: verb for verb in (
          about="MODEL is a run, a checkpoint, an adapter, a Hugging Face folder, a hub id, or the URL of an "
                "OpenAI-compatible endpoint. Writes eval.json and answers.jsonl into output_dir (default: a fresh "
                "runs/eval-N). Exits 0; with --gate 1 where a general figure drops more than max_forgetting."),
+    Verb("judge", "MT-Bench, or any talks of its form: models rated, and two compared, by a model at an endpoint",
+         "posttrain.app.judge:main", words=("MODEL…",), keys=("output_dir", *SPEAK_KEYS),
+         options=(Option("questions", "str", None, "one JSON object per line: question_id, category, turns"),
+                  Option("judge", "str", None, "OpenAI-compatible endpoint, URL#MODEL; its key is OPENAI_API_KEY"),
+                  Option("reference", "str", None, "good answers for the judge, in MT-Bench's form"),
+                  Option("limit", "int", None, "only the first questions", least=1), *SPEAK, JSON),
+         examples=("posttrain judge runs/sft-1 --questions question.jsonl --judge http://localhost:8000/v1#qwen3",
+                   "posttrain judge builtin runs/sft-1 --questions question.jsonl --judge https://api.example/v1#m"),
+         about="MODEL is anything that chat takes, or an endpoint. Pairs are asked in both orders; a reply without a "
+               "clear verdict is counted, never guessed. Writes judge.json, talks.jsonl and judgements.jsonl."),
     Verb("merge", "an adapter into its base: one plain Hugging Face folder, checked in a fresh process",
          "posttrain.app.merge:main", words=("RUN",), keys=("trust_remote_code", "device", "threads"),
          options=(Option("output", "str", None, "the folder to be made; default: RUN/merged"), JSON),

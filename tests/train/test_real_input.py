@@ -7,7 +7,7 @@ import posttrain
 SETS = {
     "alpaca": ("stanford_alpaca/alpaca_data.json.gz[#2220]", 220 / 2220, {}),  # a few have empty answers
     "gsm8k": ("gsm8k/train.jsonl[#2200]", 200 / 2200, {}),
-    "tool calls": ("llamafactory_demo/glaive_toolcall_en_demo.json", 0.7, {"batch_size": 4, "num_train_epochs": 6}),
+    "tool calls": ("llamafactory_demo/glaive_toolcall_en_demo.json", 0.75, {"batch_size": 4, "num_train_epochs": 6}),
     "chinese": ("llamafactory_demo/alpaca_zh_demo.json", 0.25, {"num_train_epochs": 2}),
 }
 
