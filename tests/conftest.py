@@ -84,6 +84,11 @@ class InProcessLoader:
     def tokenizer(self, spec):
         from posttrain.data.render import Renderer
 
+        if self.settings.objective in ("ppo", "grpo"):
+            from posttrain.data.prompts import PromptRenderer
+
+            self.make = partial(PromptRenderer, spec)
+            return
         self.make = partial(Renderer, spec, train_on=self.settings.train_on, overlong=self.settings.overlong)
 
     def judge(self):

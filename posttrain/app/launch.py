@@ -63,6 +63,11 @@ def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
         need(name)
     if settings.method == "qlora":
         need_extra("bitsandbytes", "qlora", where="method", found="qlora", instead="set method: lora")
+    score = None
+    if settings.is_sampled:
+        from posttrain.app.rewards import reward_function
+
+        score = reward_function(settings.reward)
     folder = run_folder(settings) if ranks.world() == 1 else _common_folder(settings)
     settings, chosen = settle(settings, folder)
     for key, value, why in chosen:
@@ -77,7 +82,7 @@ def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
                 ref, spec = _with_errors_of(loader, partial(_tokenizer, settings, folder, note))
             settings = _settle_model(settings, ref, spec, note)
             loader.tokenizer(spec)
-            session = _open(settings, folder, ref, spec, loader, note, began)
+            session = _open(settings, folder, ref, spec, loader, note, began, score)
             reporters = open_reporters(session.loop.settings, folder) if ranks.first() else []
         except BaseException:
             # nothing was trained: leave no folder that is in the way of the next try
@@ -127,12 +132,12 @@ def _common_folder(settings: Settings) -> Path:
     return run_folder(settings) if ranks.first() and not ranks.restarts() else folder
 
 
-def _open(settings, folder, ref, spec, loader, note, began):
+def _open(settings, folder, ref, spec, loader, note, began, score):
     """The session: torch is imported here, while the loader's process works."""
     from posttrain.train.objectives import make_objective
     from posttrain.train.session import open_session
 
-    return open_session(settings, folder, ref, loader, spec, make_objective(settings), note, began)
+    return open_session(settings, folder, ref, loader, spec, make_objective(settings), note, began, score)
 
 
 def settle(settings: Settings, folder: Path) -> tuple[Settings, list[tuple[str, Any, str]]]:

@@ -56,6 +56,16 @@ def kto(*, console: Console | None = None, **values: Any) -> Run:
     return _train("kto", console, values)
 
 
+def ppo(*, console: Console | None = None, **values: Any) -> Run:
+    """Proximal policy optimization from Python: the keys of `posttrain ppo --help` -> the finished Run."""
+    return _train("ppo", console, values)
+
+
+def grpo(*, console: Console | None = None, **values: Any) -> Run:
+    """Group-relative policy optimization from Python: the keys of `posttrain grpo --help` -> the finished Run."""
+    return _train("grpo", console, values)
+
+
 def _train(objective: str, console: Console | None, values: dict[str, Any]) -> Run:
     if values.get("resume"):
         values = resumed_values(values)

@@ -6,6 +6,7 @@ from typing import Any
 
 from .config import PACK_TOKENS, Settings, users_of
 from .objectives import FACTS
+from .reinforce_keys import COLLECTIONS_PER_CHECKPOINT, updates_per_batch
 
 
 def choices(settings: Settings) -> list[tuple[str, Any, str]]:
@@ -26,6 +27,9 @@ def choices(settings: Settings) -> list[tuple[str, Any, str]]:
                "the usual weight of the odds ratio beside the loss of the better answer" if settings.objective == "orpo"
                else "the usual one; lower lets the policy move further")
         made.append(("beta", 2.0 if simpo else 0.1, why))
+    if settings.is_sampled and settings.save_steps is None:
+        made.append(("save_steps", COLLECTIONS_PER_CHECKPOINT * updates_per_batch(settings),
+                     f"{COLLECTIONS_PER_CHECKPOINT} collections: a run that a guard stops has a good checkpoint"))
     if "pack_tokens" not in settings.model_fields_set and settings.pack_tokens != PACK_TOKENS:
         made.append(("pack_tokens", settings.pack_tokens, f"{'twice ' * (facts.atom == 2)}max_length; the default of "
                                                           f"{PACK_TOKENS} is too small for it"))

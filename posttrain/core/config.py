@@ -10,31 +10,28 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from .errors import SettingsError, UserError
+from .key import key
 from .objectives import FACTS
 from .peer_keys import PEER_KEYS
+from .reinforce_keys import SHOWN, ReinforceKeys, idle_beside_sampling
 
 BUILTIN = "builtin"
 PACK_TOKENS = 4096
 PAIRS = ("reward", "dpo", "orpo")  # the objectives that compare answers
 
 
-def key(group: str, default: Any, doc: str, only: tuple[str, ...] = (), **bounds: Any) -> Any:
-    """One setting: its group in `--help`, default, one-line meaning, the objectives that alone use it (none named:
-    every one), and pydantic bounds (ge, gt, le, lt)."""
-    return Field(default, description=doc, json_schema_extra={"group": group, "only": list(only)}, **bounds)
-
-
-class Settings(BaseModel):
+class Settings(ReinforceKeys):
     """All keys of a run. `None` means: chosen by the program and printed with its reason (see `choices`)."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=(), populate_by_name=True,
                               allow_inf_nan=False)
 
     # of a run the verb itself says it
-    objective: Literal["sft", "reward", "dpo", "orpo", "kto"] = key("data", "sft", "which verb the rows are for")
+    objective: Literal["sft", "reward", "dpo", "orpo", "kto", "ppo", "grpo"] = key(
+        "data", "sft", "which verb the rows are for")
 
     # -- model
     model: str = key("model", BUILTIN, "base model: folder, hub id, run, checkpoint or adapter; `builtin` is embedded")
@@ -59,7 +56,7 @@ class Settings(BaseModel):
     columns: dict[str, str] = key("data", {}, "which column plays which part: prompt=question,response=answer")
     max_length: int = key("data", 1024, "longest sequence, in tokens", ge=2)
     overlong: Literal["cut", "drop", "error"] = key("data", "cut", "longer conversations: keep whole leading turns, "
-                                                                   "drop the row, or stop")
+                                                                   "drop the row, or stop", SHOWN)
     bad_rows: Literal["error", "skip"] = key("data", "error", "malformed rows: stop, or drop them and count")
     max_lost: float = key("data", 0.05, "largest share of rows that may be dropped", ge=0, le=1)
     train_on: Literal["all", "last", "all_tokens"] = key("data", "all", "every assistant turn, the last one, or "
@@ -88,7 +85,7 @@ class Settings(BaseModel):
     adam_epsilon: float = key("training", 1e-8, "AdamW", gt=0)
     max_grad_norm: float = key("training", 1.0, "clip the gradient's norm to this; 0 never clips", ge=0)
     neftune_noise_alpha: float | None = key("training", None, "NEFTune: scale of the noise on the embeddings; 5 to 15",
-                                            gt=0)
+                                            SHOWN, gt=0)
     label_smoothing_factor: float = key("training", 0.0, "share of each target spread over the vocabulary", ("sft",),
                                         ge=0, lt=1)
     gradient_checkpointing: bool = key("training", False, "recompute activations: less memory for a second forward")
@@ -180,11 +177,14 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _together(self) -> Settings:
         facts = FACTS[self.objective]
-        least = facts.atom * self.max_length
+        least = facts.atom * self.longest
         if "num_train_epochs" not in self.model_fields_set:
             self.__dict__["num_train_epochs"] = facts.epochs
         if "pack_tokens" not in self.model_fields_set:  # one key is enough for longer rows
             self.__dict__["pack_tokens"] = max(self.pack_tokens, least)
+        if self.is_sampled and self.pack_tokens != "auto" and self.pack_tokens < least:
+            raise ValueError(f"pack_tokens ({self.pack_tokens}) must be at least max_length + max_new_tokens "
+                             f"({least}): a prompt and its answer are never split over packs")
         if self.pack_tokens != "auto" and self.pack_tokens < least:
             raise ValueError(f"pack_tokens ({self.pack_tokens}) must be at least " + (
                 f"max_length ({self.max_length}): a sequence is never split over packs" if least == self.max_length else
@@ -203,12 +203,19 @@ class Settings(BaseModel):
         """Whether adapters are trained on a frozen base."""
         return self.method != "full"
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that may be trained on; `max_length` bounds a prompt that will be answered."""
+        return self.max_length + (self.max_new_tokens if self.is_sampled else 0)
+
     def _no_idle_key(self) -> None:
         """Nothing that a user set is ignored: a key that would change nothing beside another is an error."""
         for name in type(self).model_fields:
             if self._is_set(name) and self.objective not in (verbs := users_of(name)):
                 raise ValueError(f"{name} changes nothing in `posttrain {self.objective}`: drop it (it belongs to "
                                  f"{', '.join(verbs)})")
+        if self.is_sampled and (wrong := idle_beside_sampling(self, self._is_set)):
+            raise ValueError(wrong)
         if not self.adapts and (idle := [k for k in type(self).model_fields if k.startswith(("lora_", "use_")) and
                                          self._is_set(k)]):
             raise ValueError(f"{', '.join(idle)}: nothing to adapt under method: full; drop, or set method: lora")

@@ -17,10 +17,12 @@ class Facts:
     why_epochs: str = ""
 
 
-_PAIR = frozenset({"pair"})
+_PAIR, _PROMPT = frozenset({"pair"}), frozenset({"prompt"})
 FACTS = {
     "sft": Facts(frozenset({"conversation", "text"}), 1, (2e-4, 2e-5), 3.0),
     "reward": Facts(_PAIR, 2, (1e-4, 1e-5), 1.0, "a reward model learns preferences by heart in a second pass"),
+    "ppo": Facts(_PROMPT, 1, (1e-4, 1e-6), 1.0),
+    "grpo": Facts(_PROMPT, 1, (1e-4, 1e-6), 1.0),
     "dpo": Facts(_PAIR, 2, (2e-5, 1e-6), 1.0, "preferences are learnt in one pass"),
     "orpo": Facts(_PAIR, 2, (5e-5, 5e-6), 1.0, "preferences are learnt in one pass"),
     "kto": Facts(frozenset({"label"}), 2, (2e-5, 1e-6), 1.0, "preferences are learnt in one pass"),

@@ -31,7 +31,8 @@ class Outcome:
         """From what reading or rendering gave: a RowError, or a Rendered; one that trains nothing is dropped."""
         if isinstance(made, RowError):
             return cls(made.where or origin, dropped=MALFORMED, error=made)
-        dropped = made.dropped or (None if any(s.trained for s in made.sequences) else NOTHING_TRAINED)
+        used = any(s.trained or s.row is not None for s in made.sequences)
+        dropped = made.dropped or (None if used else NOTHING_TRAINED)
         if dropped:
             return cls(origin, rendered=made.rendered, dropped=dropped, notes=getattr(made, "notes", ()))
         return cls(origin, made.sequences, made.rendered, made.cut, made.was_cut, notes=getattr(made, "notes", ()),

@@ -16,11 +16,13 @@ from typing import Any
 
 from .. import builtin
 from ..core.errors import RowError, UserError
+from ..core.reinforce_keys import SAMPLED
 from ..core.sequence import Row
 from .files import Blob, Part, is_data_file, sniff
 from .formats import Format, known_columns
 from .json_index import index_array, index_json, index_lines
 from .preferences import detect_for
+from .prompts import detect_prompts
 from .tables import CsvRows, ParquetRows, TextRows
 
 _KIND = {"array": index_array, "json": index_json, "jsonl": index_lines, "csv": CsvRows, "parquet": ParquetRows,
@@ -146,6 +148,8 @@ class Source:
     def format(self) -> Format:
         """How columns become messages, detected from names and sample; UserError if no format fits."""
         try:
+            if self.objective in SAMPLED:
+                return detect_prompts(self.columns, self.sample, self.overrides)
             return detect_for(self.objective, self.columns, self.sample, self.overrides, self.ranked_pairs)
         except RowError:
             raise

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from ..core.errors import RowError, UserError
+from ..core.reinforce_keys import updates_per_batch
 from ..core.sequence import Row
 from .batch import Batch, HeldRows, Opened, Outcome, settle
 from .judge import HEAD_ROWS, OVERLONG, Head, smallest_keeping
@@ -17,6 +18,11 @@ from .read import Source, open_sources
 from .thinking import choose_thinking
 
 CHUNK = 512  # rows rendered at once: enough to keep every core of the tokenizer busy, little enough to hold
+
+
+def batches(settings: Any) -> int | None:
+    """Batches of rows that max_steps updates take; a last one is made whole."""
+    return None if settings.max_steps is None else -(-settings.max_steps // updates_per_batch(settings))
 
 
 class Updates:
@@ -39,7 +45,7 @@ class Updates:
                             expected="a data source of at least two rows", fix="name eval_data instead")
         self.order = Order([h.kept for h in self.held], [s.share for s in self.sources], settings.batch_size,
                            seed=settings.seed, shuffle=settings.shuffle, epochs=settings.num_train_epochs,
-                           max_steps=settings.max_steps, names=[s.spec for s in self.sources])
+                           max_steps=batches(settings), names=[s.spec for s in self.sources])
         self.opened = Opened(
             [{"spec": s.spec, "rows": len(s), "held_out": len(h.rows), "share": s.share, "format": self._format(s)}
              for s, h in zip(self.sources, self.held, strict=True)],

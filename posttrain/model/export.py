@@ -74,7 +74,7 @@ def _adapter(folder: Path, policy: Policy, masters: Masters) -> None:
         if name in masters:
             held[name], p.data = p.data, masters[name]()
     try:
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])
     finally:
         for name, p in model.named_parameters():
             if name in held:

@@ -19,6 +19,7 @@ from .identity import BaseFacts, check_base, read_base
 from .load import base_dtype, from_scratch, load_causal, table_of_positions
 from .quantize import check_quantized, count_weights, is_packed, packed_layers, settle_packed, unpack
 from .resolve import ModelRef
+from .roles import of_another_role
 
 
 @dataclass(slots=True)
@@ -188,7 +189,7 @@ def _from_checkpoint(ref: ModelRef, dtype: torch.dtype, device: torch.device, un
     policy.heads = read_heads(files["weights"], width, str(ref.checkpoint)).to(device)
     parameters = dict(policy.named_parameters())
     with torch.no_grad():
-        for name in files["weights"]:
+        for name in (n for n in files["weights"] if not of_another_role(n)):
             parameters[name].copy_(whole(files, name))
     lower(policy.model, dtype, kept_wide(policy.model))
     settle_packed(policy.model, dtype)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.config import Settings, dump_config
+from ..core.errors import UserError
 from ..data.ledger import Ledger
 from ..model.checkpoint import writing
 
@@ -51,6 +52,16 @@ class Record:
         for name in self._lists():
             with self._writing(name), (self.folder / name).open("rb") as file:
                 os.fsync(file.fileno())
+
+    def diagnosis(self, error: UserError, checkpoint: Path | None) -> None:
+        """diagnosis.json: why a guard stopped the run, the updates before it, and where the last good weights lie."""
+        lines = (self.folder / "metrics.jsonl").read_text("utf-8").splitlines()[-20:]
+        good = str(checkpoint) if checkpoint else "none yet: set save_steps"
+        error.fix += f"; the last good checkpoint: {good}"
+        told = {"message": error.message, "where": error.where, "found": error.found, "expected": error.expected,
+                "fix": error.fix, "checkpoint": str(checkpoint) if checkpoint else None,
+                "last_updates": [json.loads(line) for line in lines]}
+        self._write("diagnosis.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
 
     def _lists(self) -> list[str]:
         """The files that grow line by line; samples only where an objective samples."""

@@ -30,12 +30,15 @@ FEW = 128  # tokens of the pack that makes the sums of gradients exist before th
 
 def hold_rehearsal(loop: Loop, policy: Policy, head: Head, memory: Memory, note: Callable[[str], None]) -> None:
     """The largest update that the run can have, made up, before the first real one; and room on the disk."""
-    settings, left = loop.settings, loop.loader.total - loop.state.step
+    settings, left = loop.settings, loop.total - loop.state.step
     shipped = sum(p.numel() for p in policy.model.parameters() if p.requires_grad) * policy.stored.itemsize
     check_disk(loop.record.folder, loop.optimizer, shipped, settings, left)
     began = time.perf_counter()
     tokens, several = largest_pack(settings, head, loop.loader.total, per_row(loop.objective))
-    rehearse(loop.models, loop.objective, loop.optimizer, tokens, settings.max_length, several=several,
+    if settings.is_sampled:  # what will be sampled is not known yet: every answer as long as it may be
+        answers = -(-settings.batch_size * loop.objective.group // settings.minibatches)
+        tokens, several = min(settings.pack_tokens, answers * settings.longest), True
+    rehearse(loop.models, loop.objective, loop.optimizer, tokens, settings.longest, several=several,
              validates=bool(loop.held))
     note(f"memory: {size(memory.peak())} at most in a rehearsal of {tokens:,} tokens"
          f" ({time.perf_counter() - began:.1f} s)")

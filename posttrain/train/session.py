@@ -20,7 +20,7 @@ from ..core.sequence import Sequence
 from ..data.judge import Head
 from ..data.loader import Loader
 from ..model.adapters import count_parameters
-from ..model.checkpoint import writing
+from ..model.checkpoint import latest_checkpoint, writing
 from ..model.device import choose_device, choose_dtype
 from ..model.export import export_model
 from ..model.heads import PREFIX, make_heads
@@ -32,14 +32,17 @@ from ..model.resolve import ModelRef
 from ..model.reward import check_classifier
 from .conditions import code_versions, layout_of
 from .early_stopping import go_back
+from .guards import BlownUp
 from .loop import Loop, State
-from .objective import Models, Objective
+from .objective import Objective
 from .optim import MasterAdamW
 from .record import Record, SilentRecord
 from .reference import open_reference, starting_weights
 from .rehearsal import hold_rehearsal
 from .restore import restore
+from .scoring import Score
 from .share import share_packs
+from .stage import add_roles, open_models
 
 Note = Callable[[str], None]
 
@@ -64,7 +67,9 @@ class Session:
             whole = loop.run()
         except BaseException as e:
             with contextlib.suppress(UserError):  # a full disk has said so already
-                if isinstance(e, UserError) and not isinstance(e, WriteError):
+                if isinstance(e, BlownUp):
+                    record.diagnosis(e, latest_checkpoint(record.folder / "checkpoints")[0])
+                elif isinstance(e, UserError) and not isinstance(e, WriteError):
                     self._keep()
                 record.status(status="interrupted" if isinstance(e, KeyboardInterrupt) else "failed",
                               step=loop.state.step)
@@ -109,10 +114,11 @@ class Session:
 
 
 def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader: Loader, spec: Any,
-                 objective: Objective, note: Note, began: float) -> Session:
+                 objective: Objective, note: Note, began: float, score: Score | None = None) -> Session:
     """Build the model, its optimizer and the loop; restore the last checkpoint where `resume` asks for it.
 
     `note` is told every choice with its reason, in the order a reader wants them. The loader works meanwhile.
+    `score` is the reward function of a run that learns from its own answers.
     """
     set_determinism(settings)
     memory = Memory.begin(choose_device(settings.device)[0])
@@ -120,6 +126,7 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     new_tokens = [spec.control[token] for token in spec.new_tokens]
     policy = build_policy(settings, ref, vocab_size=spec.vocab_size, new_tokens=new_tokens,
                           special={f"{name}_token_id": spec.id(name) for name in ("bos", "eos")})
+    add_roles(settings, policy, ref, objective, note)
     _tell_machine(settings, policy, note)
     settings = settle_layout(settings, policy, note)
     if "scores" in objective.needs:
@@ -152,7 +159,7 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
              "base_hash": policy.base.sha256, "new_tokens": new_tokens, "conditions": conditions}
     atoms, held_rows = _held_atoms(settings, loader, note)
     atoms = objective.arrange(atoms) if atoms else []
-    models = Models(forward)
+    models = open_models(settings, policy, forward, spec, score, note)
     if objective.referenced:
         models.reference = open_reference(settings, forward, started, folder, loader, atoms, state.step, note,
                                           objective.arrange)

@@ -9,6 +9,7 @@ import types
 
 import preference_key_cases
 import pytest
+import sampled_keys
 import torch
 from key_cases import max_restarts, processes
 
@@ -302,7 +303,7 @@ CASES = {
     eval_data, eval_split, columns, max_length, overlong, bad_rows, max_lost, train_on, enable_thinking, template_date,
     num_train_epochs, max_steps, pack_tokens, gradient_checkpointing, lora_target_modules, output_dir, resume,
     allow_changes, save_steps, save_total_limit, eval_steps, early_stopping_patience,
-    logging_steps, report_to, processes, max_restarts)} | preference_key_cases.CASES
+    logging_steps, report_to, processes, max_restarts)} | preference_key_cases.CASES | sampled_keys.CASES
 
 
 @pytest.mark.parametrize("key", key_names())

@@ -5,12 +5,15 @@ from __future__ import annotations
 from ...core.config import Settings
 from ..objective import Objective
 from .dpo import DPO
+from .grpo import GRPO
 from .kto import KTO
 from .orpo import ORPO
+from .ppo import PPO
 from .reward import Reward
 from .sft import SFT
 
-OBJECTIVES: dict[str, type[Objective]] = {"sft": SFT, "reward": Reward, "dpo": DPO, "orpo": ORPO, "kto": KTO}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "sft": SFT, "reward": Reward, "dpo": DPO, "orpo": ORPO, "kto": KTO, "ppo": PPO, "grpo": GRPO}
 
 
 def make_objective(settings: Settings) -> Objective:

@@ -1,0 +1,145 @@
+"""Whole PPO and GRPO runs from Python: what they leave, that they resume exactly, and what stops them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import posttrain
+from posttrain.core.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("in_process")
+CLOCK = ("seconds", "tokens_per_second", "rollout_seconds", "reward_seconds", "collection_seconds")
+KEYS = {"reward", "reward_std", "kl", "k1", "k3", "kl_coef", "entropy", "answer_tokens", "stop_rate", "ratio",
+        "approx_kl", "clip_fraction", "sampler_gap", "grad_norm", "learning_rate", "loss", "rollout_seconds"}
+
+
+@pytest.fixture
+def fn(tmp_path):
+    path = tmp_path / "fn.py"
+    path.write_text("def score(prompts, answers, rows):\n"
+                    "    return [a.count('e') - 0.1 * len(a) for a in answers]\n\n\n"
+                    "def nan(prompts, answers, rows):\n    return [float('nan') for _ in answers]\n\n\n"
+                    "def raises(prompts, answers, rows):\n    return [row['gold'] for row in rows]\n")
+    return path
+
+
+@pytest.fixture
+def train(tiny_model, rows, tmp_path, fn):
+    def run(verb="ppo", name="run", **values):
+        asked = {"model": tiny_model, "data": f"{rows}[#24]", "max_steps": 12, "batch_size": 8, "dtype": "float32",
+                 "minibatches": 2, "max_new_tokens": 8, "max_length": 64, "learning_rate": 3e-3, "save_steps": 4,
+                 "save_total_limit": 9, "reward": f"{fn}:score", "output_dir": tmp_path / name}
+        if verb == "grpo":
+            asked |= {"num_generations": 2, "max_steps": 6}
+        return getattr(posttrain, verb)(**(asked | values))
+    return run
+
+
+def timeless(run):
+    return [{k: v for k, v in line.items() if k not in CLOCK} for line in run.metrics]
+
+
+@pytest.mark.parametrize("verb", ["ppo", "grpo"])
+def test_the_folder_of_a_run(train, verb):
+    run = train(verb, **({"eval_split": 0.2} if verb == "ppo" else {}))
+    assert run.status["status"] == "finished" and len(run.metrics) == (12 if verb == "ppo" else 6)
+    first = run.metrics[0]
+    assert first.keys() >= KEYS | ({"explained_variance", "value_loss", "policy_loss"} if verb == "ppo" else
+                                   {"idle_groups"})
+    assert first["ratio"] == 1.0 and first["kl"] == 0.0 and run.metrics[-1]["kl"] > 0
+    assert first["sampler_gap"] < 1e-4
+    sampled = [json.loads(line) for line in (run.path / "samples.jsonl").read_text().splitlines()]
+    assert sampled[0].keys() == {"step", "prompt", "answer", "score", "stopped", "origin"}
+    assert {s["step"] for s in sampled} == ({1, 5, 9} if verb == "ppo" else {1, 3, 5})
+    assert sampled[0]["score"] == sampled[0]["answer"].count("e") - 0.1 * len(sampled[0]["answer"])
+    adapter = load_file(run.model_path / "adapter_model.safetensors")
+    assert not [n for n in adapter if "critic" in n], "only the actor is exported"
+    assert {p.name for p in run.model_path.iterdir()} == {
+        "README.md", "base.json", "adapter_config.json", "adapter_model.safetensors", "generation_config.json",
+        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert run.ledger["rows"]["read"] == run.ledger["rows"]["trained"] == (19 if verb == "ppo" else 24)
+    if verb == "ppo":
+        assert run.metrics[-1]["eval_reward"] == -run.metrics[-1]["eval_loss"] == -run.status["eval_loss"]
+    assert isinstance(run.chat("say red then cat", max_new_tokens=4), str)
+
+
+@pytest.mark.parametrize("verb", ["ppo", "grpo"])
+def test_a_resumed_run_is_the_run(train, verb, tmp_path):
+    extra = {"kl_target": 0.5} if verb == "ppo" else {}
+    whole = train(verb, **extra)
+    cut, at = tmp_path / "cut", 4
+    shutil.copytree(whole.path, cut)
+    shutil.rmtree(cut / "model")
+    for checkpoint in (cut / "checkpoints").iterdir():
+        if int(checkpoint.name) > at:
+            shutil.rmtree(checkpoint)
+    (cut / "run.json").write_text('{"status": "running", "step": 5}')
+    again = getattr(posttrain, verb)(resume=True, output_dir=cut)
+    assert timeless(again) == timeless(whole)
+    one, two = (load_file(r.model_path / "adapter_model.safetensors") for r in (again, whole))
+    assert all(torch.equal(one[n], two[n]) for n in two)
+    assert (cut / "samples.jsonl").read_text() == (whole.path / "samples.jsonl").read_text()
+    if verb == "ppo":
+        assert len({line["kl_coef"] for line in whole.metrics}) > 1, "the coefficient moves, and is resumed"
+
+
+def test_the_checkpoint_holds_both_and_answers(train):
+    run = train()
+    one, two = (load_file(c / "weights.safetensors") for c in run.checkpoints[:2])
+    for part in (".default.", ".critic.", "heads.value"):
+        names = [n for n in one if part in n]
+        assert names and any(not torch.equal(one[n], two[n]) for n in names), part
+    assert isinstance(posttrain.load(run.checkpoints[0]).chat("say red", max_new_tokens=4), str)
+
+
+def test_an_sft_adapter_is_its_own_reference(train, tiny_model, rows, tmp_path):
+    """Where SFT is an adapter it is continued, and held to a frozen copy of itself, not to the bare base."""
+    sft = posttrain.sft(model=tiny_model, data=str(rows), max_steps=3, batch_size=8, dtype="float32", max_length=64,
+                        learning_rate=3e-3, output_dir=tmp_path / "sft")
+    run = train(model=sft.model_path, max_steps=8, name="on_adapter")
+    assert run.metrics[0]["kl"] == 0.0 and run.metrics[-1]["kl"] > 0
+    before, after = (load_file(r.model_path / "adapter_model.safetensors") for r in (sft, run))
+    assert before.keys() == after.keys() and any(not torch.equal(before[n], after[n]) for n in before)
+    config = json.loads((run.model_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_model)
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("nan", "the reward function returned something that is no finite number"),
+    ("raises", "the reward function failed")])
+def test_a_bad_reward_stops_the_run(train, fn, name, said):
+    with pytest.raises(UserError, match=said):
+        train(reward=f"{fn}:{name}")
+
+
+def test_a_guard_writes_its_diagnosis(train, tmp_path, monkeypatch):
+    from posttrain.train import guards
+
+    tripped = guards.Guard("it blew up", "kl {kl:.3f}", "less", "lower learning_rate",
+                           lambda now, first: now["kl"] > 0.05)
+    monkeypatch.setattr(guards, "GUARDS", (tripped,))
+    with pytest.raises(UserError, match="it blew up"):
+        train()
+    run = posttrain.app.run.Run(tmp_path / "run")
+    told = json.loads((run.path / "diagnosis.json").read_text())
+    assert run.status["status"] == "failed" and told["message"] == "it blew up"
+    assert told["checkpoint"] == str(run.checkpoints[-1]) and told["last_updates"][-1] == run.metrics[-1]
+    assert told["fix"].startswith("lower learning_rate")
+
+
+@pytest.mark.parametrize(("values", "said"), [
+    ({"reward": None}, "nothing says what a good answer is"),
+    ({"method": "full"}, "method: full would need a model of its own for each role"),
+    ({"lora_dropout": 0.1}, "lora_dropout changes nothing: dropout is off where a policy is compared with itself"),
+    ({"kl_coef": 0.0, "kl_target": 1.0}, "kl_target scales kl_coef, and 0 stays 0"),
+    ({"train_on": "last"}, "train_on changes nothing in `posttrain ppo`"),
+    ({"pack_tokens": 70}, r"pack_tokens \(70\) must be at least max_length \+ max_new_tokens \(72\)"),
+    ({"gae_lambda": 0.5, "verb": "grpo"}, "gae_lambda changes nothing in `posttrain grpo`")])
+def test_what_does_not_go_together(train, values, said):
+    with pytest.raises(UserError, match=said):
+        train(**values)
