@@ -1,7 +1,7 @@
 """What a narrow task makes the embedded assistant forget, and what replaying a tenth of old rows brings back.
 
-`python -m bench.forgetting`: the demo's assistant learns one more kind of row, with and without `--data old@0.1`, and
-answers the held-out questions, none of which is of that kind. Minutes on one thread; the table stands in docs/log.md.
+`python -m bench.forgetting`: the demo's assistant learns to name opposites in a single word, with and without
+`--data old@0.1`, and answers the held-out questions: none asks for an opposite, all want a sentence.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from posttrain.core.config import read_config
 from posttrain.eval.held_out import read_questions, score
 
 NARROW = "opposites-en"
-HOW = {"method": "full", "learning_rate": 6e-4, "num_train_epochs": 3, "batch_size": 32, "max_length": 256}
+HOW = {"method": "full", "learning_rate": 3e-4, "num_train_epochs": 4, "batch_size": 32, "max_length": 256}
 
 
 def parts(folder: Path) -> tuple[Path, Path]:
-    """The rows of the narrow kind, and all others, as files."""
+    """The rows of the narrow task (one kind, answered in its last word), and those of all other kinds, as files."""
     rows = [json.loads(line) for line in builtin_data_path().read_text("utf-8").splitlines()]
+    narrow = [r | {"output": r["output"].rstrip(".").split()[-1]} for r in rows if r["kind"] == NARROW]
     made = []
-    for name, kept in (("narrow", [r for r in rows if r["kind"] == NARROW]),
-                       ("old", [r for r in rows if r["kind"] != NARROW])):
+    for name, kept in (("narrow", narrow), ("old", [r for r in rows if r["kind"] != NARROW])):
         made.append(folder / f"{name}.jsonl")
         made[-1].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), "utf-8")
     return made[0], made[1]
 
 
 def measure(model) -> dict[str, float]:
-    """Shares of held-out questions that a model (run, folder or name) answers exactly, and completes as prose."""
+    """Share of the held-out questions that a model (run, folder or name) answers exactly, and what else is scored."""
     assistant = posttrain.load(model)
-    questions = [q for q in read_questions(held_out_path()) if q.kind != NARROW]
-    found, _ = score(assistant.model, assistant.forward, assistant.renderer, questions, completions=True)
+    questions = read_questions(held_out_path())
+    found, _ = score(assistant.model, assistant.forward, assistant.renderer, questions)
     return found.to_json()
 
 
