@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -108,18 +109,21 @@ def check_disk(folder: Path, optimizer: MasterAdamW, model_bytes: int, settings:
     """Bytes of one checkpoint; a UserError where the disk cannot hold what the run will write to it.
 
     One checkpoint at least (Ctrl-C writes one) and the model at the end; with `save_steps` those that are kept and
-    the one being written, as far as they are not there already.
+    the one being written, as far as they are not there already; early stopping also writes and keeps the best.
     """
     one = sum(t.numel() * t.element_size() for tensors in optimizer.tensors().values() for t in tensors.values())
     one += 0 if optimizer.moments[0] else 8 * sum(p.numel() for _, p in optimizer.named)
     there = len(list_checkpoints(folder / "checkpoints"))
-    written = updates // settings.save_steps if settings.save_steps else 0
-    most = max(1, min(settings.save_total_limit + 1, written) - there)
+    written, more = updates // settings.save_steps if settings.save_steps else 0, 1
+    if settings.early_stopping_patience:
+        written += updates // settings.eval_steps if settings.eval_steps else math.ceil(settings.num_train_epochs)
+        more = 2
+    most = max(1, min(settings.save_total_limit + more, written) - there)
     free = shutil.disk_usage(folder).free
     if one * most + model_bytes <= free:
         return one
     room = int((free - model_bytes) // one) + there if free > model_bytes else 0
-    fewer = f"set save_total_limit: {room - 1}, or " if most > 1 and room > 1 else ""
+    fewer = f"set save_total_limit: {room - more}, or " if most > 1 and room > more else ""
     raise UserError("the disk is too small for " + ("one checkpoint" if most == 1 or room < 1 else "the checkpoints"),
                     where=str(folder), found=f"{size(free)} free",
                     expected=f"{size(one * most + model_bytes)}: {most} × {size(one)}, and {size(model_bytes)} for the "

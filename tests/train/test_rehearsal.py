@@ -159,6 +159,10 @@ def test_a_disk_too_small_is_named_before_the_first_update(tiny_model, rows, tmp
     assert e.value.fix.startswith("set save_total_limit: 1, or put output_dir")
     kept = with_free(3 * one + shipped, save_steps=1, save_total_limit=2, max_steps=9)
     assert json.loads((kept.path / "run.json").read_text())["status"] == "finished"
+    with pytest.raises(UserError) as e:  # two are kept, the best, and the one being written
+        with_free(4 * one + shipped - 1, early_stopping_patience=1, eval_steps=1, max_steps=9, eval_split=0.1,
+                  output_dir=tmp_path / "other")
+    assert "4 × 1.3 MB" in e.value.expected and e.value.fix.startswith("set save_total_limit: 1, or put output_dir")
 
 
 @pytest.mark.skipif(not memory.PEAK.exists(), reason="this system cannot forget a peak")
