@@ -111,6 +111,14 @@ class InProcessLoader:
         return self.work.held_rows()
 
 
+@pytest.fixture(scope="module")
+def in_process_module():
+    """All runs of this file load their data in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("posttrain.data.loader.Loader", InProcessLoader)
+        yield
+
+
 @pytest.fixture
 def in_process(monkeypatch):
     """Runs of this test load their data in this process."""

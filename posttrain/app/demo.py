@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,10 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.app.arguments import Command
+from posttrain.app.eval import write
 from posttrain.app.runs import fresh_run
 from posttrain.app.screen import make_console, next_commands, print_json
 from posttrain.builtin import demo_settings_path, held_out_path
-from posttrain.core.config import Settings, make_settings, read_config
+from posttrain.core.config import PACK_TOKENS, Settings, make_settings, read_config
+from posttrain.core.sequence import Row
 
 QUESTIONS = ("Give me a 1-sentence introduction of LLM.", "Calculate 1+1-1",
              "What's the difference between thread and process?")
@@ -46,7 +49,7 @@ def main(command: Command) -> int:
     console.print(mask_of_first_row(settings))
 
     heading(console, "held-out questions, before")
-    before = _score(base, completions=True)
+    before, said_before = _score(base)
     console.print(_line(before), markup=False)
     del base
 
@@ -61,11 +64,12 @@ def main(command: Command) -> int:
     _dialogue(console, tuned.answers(_asked(), max_new_tokens=ROOM))
 
     heading(console, "held-out questions: none of these facts is in the rows")
-    after = _score(tuned, completions=True)
+    after, said_after = _score(tuned)
     console.print(_table(before, after))
+    _report(run.path, [said_before, said_after])
     seconds = time.perf_counter() - began
     console.print(f"{seconds:.0f} s in all. The model lies in {run.model_path}; everything about the run in "
-                  f"{run.path}.", markup=False, soft_wrap=True)
+                  f"{run.path / 'report.html'}.", markup=False, soft_wrap=True)
     next_commands(console, [
         (f"posttrain chat {run.path}", "talk to it"),
         (f"posttrain compare builtin {run.path} --questions builtin:held_out --limit 5", "side by side"),
@@ -106,11 +110,34 @@ def _dialogue(console: Console, answers: list) -> None:
         console.print(cell)
 
 
-def _score(assistant, completions: bool):
+def _score(assistant):
+    """The score on the held-out questions, and the same answers as an evaluation takes them."""
     from posttrain.eval.held_out import read_questions, score
+    from posttrain.eval.measure import Measured, row_losses
 
-    questions = read_questions(held_out_path())
-    return score(assistant.model, assistant.forward, assistant.renderer, questions, completions)[0]
+    found, answers = score(assistant.model, assistant.forward, assistant.renderer, read_questions(held_out_path()),
+                           completions=True)
+    losses, dropped = row_losses(assistant.forward, assistant.renderer, _held_rows(), PACK_TOKENS)
+    return found, Measured(str(assistant.name), assistant.describe(), losses, dict(enumerate(answers)), dropped)
+
+
+def _held_rows() -> list[Row]:
+    from posttrain.eval.held_out import read_questions
+
+    return [Row("conversation", f"builtin:held_out:{i}", messages=[{"role": "user", "content": q.prompt},
+                                                                   {"role": "assistant", "content": q.answer}])
+            for i, q in enumerate(read_questions(held_out_path()), 1)]
+
+
+def _report(folder: Path, measured: list) -> None:
+    """The held-out questions before and after, with intervals, into the run's report."""
+    from posttrain.eval.report import write_report
+    from posttrain.eval.verdict import judge
+
+    verdict = judge(measured, _held_rows(), with_overlap=False)
+    write(folder, verdict.result | {"data": ["builtin:held_out"], "general": [], "gate": None},
+          {"builtin:held_out": verdict.answers})
+    write_report(folder)
 
 
 def _line(found) -> str:

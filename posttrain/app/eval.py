@@ -22,11 +22,6 @@ from posttrain.core.errors import RowError, UserError
 from posttrain.core.sequence import Row
 
 OWN_ROWS = 200  # of the baseline's own task in the gate
-NAMES = {"answer_loss": "answer loss (nats per token)", "perplexity": "perplexity", "bits_per_byte": "bits per byte",
-         "exact_match": "answers exactly", "bleu": "BLEU", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2",
-         "rougeL": "ROUGE-L", "stops": "stops by itself", "repeats": "repeats itself", "length": "characters an answer",
-         "distinct_1": "distinct-1", "distinct_2": "distinct-2"}
-SHARES = {"exact_match", "stops", "repeats"}
 
 
 @dataclass(slots=True)
@@ -42,6 +37,7 @@ class RowSet:
 def main(command: Command) -> int:
     """Measure, print, write: 0, or 1 where the gate closes."""
     from posttrain.app.assistant import how_to_answer
+    from posttrain.eval.report_eval import write_evaluation
 
     options, settings = command.options, command.settings
     if options["benchmarks"]:
@@ -63,8 +59,8 @@ def main(command: Command) -> int:
     result = task.result | {"data": settings.data, "how": how, "version": __version__,
                             "general": [{"data": s.name} | v.result for s, v in zip(sets[1:], general, strict=True)],
                             "gate": _gate(options, sets[1:], general)}
-    write(folder, result, {sets[0].name: task.answers} | {s.name: v.answers for s, v in
-                                                         zip(sets[1:], general, strict=True)})
+    told = write(folder, result, {s.name: v.answers for s, v in zip(sets, [task, *general], strict=True)})
+    write_evaluation(folder, result, told)
     tell(console, result, folder)
     if options["json"]:
         print_json(result)
@@ -207,15 +203,18 @@ def _gate(options: dict[str, Any], sets: list[RowSet], verdicts: list[Any]) -> d
     return {"passes": all(c["passes"] for c in checks), "max_forgetting": most, "checks": checks}
 
 
-def write(folder: Path, result: dict[str, Any], answers: dict[str, list[dict[str, Any]]]) -> None:
+def write(folder: Path, result: dict[str, Any], answers: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """eval.json, and answers.jsonl: one object per row with every model's answer."""
     (folder / "eval.json").write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", "utf-8")
-    lines = (json.dumps({"data": name} | row, ensure_ascii=False) for name, rows in answers.items() for row in rows)
-    (folder / "answers.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    told = [{"data": name} | row for name, rows in answers.items() for row in rows]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in told), "utf-8")
+    return told
 
 
 def tell(console: Console, result: dict[str, Any], folder: Path) -> None:
     """The table, what was lost, the gate, and where it all lies."""
+    from posttrain.eval.figures import NAMES
+
     console.print(table(result))
     rows = result["rows"]
     lost = ", ".join(f"{n:,} {reason}" for reason, n in rows["dropped"].items())
@@ -228,12 +227,14 @@ def tell(console: Console, result: dict[str, Any], folder: Path) -> None:
         say.append(f"gate: {'passes' if check['passes'] else 'CLOSED'}: {check['model']} on {check['data']}: "
                    f"{NAMES[check['figure']]} {check['before']:.4g} → {check['after']:.4g}, "
                    f"a drop of {check['drop']:.1%} (max_forgetting {check['max_forgetting']:.1%})")
-    for line in [*say, f"written: {folder / 'eval.json'}, {folder / 'answers.jsonl'}"]:
+    for line in [*say, f"written: {folder / 'eval.json'}, answers.jsonl, report.html"]:
         console.print(line, markup=False, soft_wrap=True)
 
 
 def table(result: dict[str, Any]) -> Table:
     """One line per figure, one column per model: value [low, high], and below it the difference with its p."""
+    from posttrain.eval.figures import NAMES
+
     made = Table(show_lines=True)
     made.add_column("figure")
     for n, model in enumerate(result["models"]):
@@ -246,6 +247,8 @@ def table(result: dict[str, Any]) -> Table:
 
 
 def _cell(name: str, figure: dict[str, Any]) -> str:
+    from posttrain.eval.figures import number
+
     if figure["value"] is None:
         return f"none: {figure['reason']}" if figure.get("reason") else "none"
     text = f"{number(name, figure['value'])} [{number(name, figure['low'])}, {number(name, figure['high'])}]"
@@ -253,15 +256,3 @@ def _cell(name: str, figure: dict[str, Any]) -> str:
         ends = f"{number(name, gap['low'], True)}, {number(name, gap['high'], True)}"
         text += f"\n{number(name, gap['value'], True)} [{ends}] p={gap['p']:.2g}"
     return text
-
-
-def number(name: str, value: float | None, sign: bool = False) -> str:
-    """A figure as people read it: shares in percent, the rest with four digits."""
-    if value is None:
-        return "?"
-    plus = "+" if sign and value >= 0 else ""
-    if name in SHARES:
-        return f"{plus}{value:.1%}"
-    if name == "length":
-        return f"{plus}{value:.1f}"
-    return f"{plus}{value:.3f}" if abs(value) < 100 else f"{plus}{value:,.0f}"

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from posttrain.app.narrate import judge_scores, tell_data, tell_how_to_go_on, tell_next, tell_pairs, tell_result
+from posttrain.app.particulars import keep_end, keep_start
 from posttrain.app.progress import Progress
 from posttrain.app.reporters import Reporter, need, open_reporters
 from posttrain.app.resume import check_same_run
@@ -43,13 +44,14 @@ class Interrupted(Exception):
 @handling(stop_now)
 def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
     """One whole run -> its Run; raises Interrupted where a signal ended it. `closing` prints the next commands."""
-    began = time.perf_counter()
+    began, notes = time.perf_counter(), []
     if settings.processes > 1 and not ranks.launched():
         return _launch_processes(settings, console)
     if not ranks.first():
         console = Console(quiet=True)
 
     def note(text: str) -> None:
+        notes.append(text)
         console.print(text, markup=False, soft_wrap=True)
 
     if ranks.restarts():
@@ -59,10 +61,7 @@ def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
         if (status := _status(settings)).get("status") == "finished":
             note(f"this run is already finished (update {status['step']}): {settings.output_dir}")
             return Run(settings.output_dir)
-    for name in settings.report_to:
-        need(name)
-    if settings.method == "qlora":
-        need_extra("bitsandbytes", "qlora", where="method", found="qlora", instead="set method: lora")
+    _need_libraries(settings)
     score = None
     if settings.is_sampled:
         from posttrain.app.rewards import reward_function
@@ -90,15 +89,18 @@ def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         tell_data(session, note, console)
+        keep_start(session, settings, notes)
         status = _train(session, console, note, reporters)
         run = Run(folder)
         if status != "finished":
+            keep_end(session)
             raise Interrupted(run, tell_how_to_go_on(session, status, folder, note))
         from posttrain.app.card import model_card
 
         with _saying_how_to_go_on(session, note):
             session.export(model_card(session.loop.settings, session))
         judged = judge_scores(session) if settings.objective == "reward" else None
+        keep_end(session)
         ranks.wait()
     ranks.end()
     if not ranks.first():
@@ -109,6 +111,14 @@ def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
     if closing:
         tell_next(console, run, settings, session.loop.loader.opened.sources)
     return run
+
+
+def _need_libraries(settings: Settings) -> None:
+    """Stop before anything is begun where a library of these settings is missing."""
+    for name in settings.report_to:
+        need(name)
+    if settings.method == "qlora":
+        need_extra("bitsandbytes", "qlora", where="method", found="qlora", instead="set method: lora")
 
 
 def _launch_processes(settings: Settings, console: Console) -> Run:

@@ -165,8 +165,9 @@ VERBS = {verb.name: verb for verb in (
                    "posttrain eval runs/sft-1 --benchmarks gsm8k,mmlu --limit 100",
                    "posttrain eval Qwen/Qwen3-0.6B runs/sft-1 http://localhost:8000/v1#other --data test.jsonl --gate"),
          about="MODEL is a run, a checkpoint, an adapter, a Hugging Face folder, a hub id, or the URL of an "
-               "OpenAI-compatible endpoint. Writes eval.json and answers.jsonl into output_dir (default: a fresh "
-               "runs/eval-N). Exits 0; with --gate 1 where a general figure drops more than max_forgetting."),
+               "OpenAI-compatible endpoint. Writes eval.json, answers.jsonl and report.html into output_dir "
+               "(default: a fresh runs/eval-N). Exits 0; with --gate 1 where a general figure drops more "
+               "than max_forgetting."),
     Verb("judge", "MT-Bench, or any talks of its form: models rated, and two compared, by a model at an endpoint",
          "posttrain.app.judge:main", words=("MODEL…",), keys=("output_dir", *SPEAK_KEYS),
          options=(Option("questions", "str", None, "one JSON object per line: question_id, category, turns"),
@@ -183,6 +184,9 @@ VERBS = {verb.name: verb for verb in (
          examples=("posttrain merge runs/sft-1", "posttrain merge runs/sft-1/checkpoints/200 --output merged-200"),
          about="RUN is a run, a checkpoint or an adapter. The folder takes its name once a fresh process has found in "
                "it the greedy text and logits of base and adapter, in float32 on both sides."),
+    Verb("doctor", "which classic trouble a run has: the evidence, and what to change", "posttrain.app.doctor:main",
+         words=("RUN",), options=(JSON,), examples=("posttrain doctor runs/sft-1",),
+         about="Exits 0 with nothing found, 1 with findings."),
     Verb("env", "versions, processor, memory, GPU, disk: what a bug report needs, and no secrets",
          "posttrain.app.env:main", options=(JSON,), examples=("posttrain env",)),
 )}

@@ -26,7 +26,7 @@ class Head:
     max_length that would keep 99 % of the rows, None where this one does or where none would; `thinking` is the
     template's switch for the whole run and `why` its reason; `example` is the first row's first sequence;
     `first_lost` names the first row lost to each reason; `notes` counts what rows hold and the template leaves out;
-    `updates` are the tokens of each update that these rows fill.
+    `examples` are the first rows' first sequences; `updates` are the tokens of each update that these rows fill.
     """
 
     ledger: Ledger
@@ -38,6 +38,7 @@ class Head:
     first_lost: dict[str, str] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     updates: list[int] = field(default_factory=list)
+    examples: list[Sequence] = field(default_factory=list)
 
     @property
     def trained_share(self) -> float:

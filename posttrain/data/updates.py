@@ -17,6 +17,7 @@ from .preferences import conversations
 from .read import Source, open_sources
 from .thinking import choose_thinking
 
+EXAMPLES = 6  # first rows that a run keeps token by token for its report
 CHUNK = 512  # rows rendered at once: enough to keep every core of the tokenizer busy, little enough to hold
 
 
@@ -84,7 +85,8 @@ class Updates:
         notes = dict(Counter(note for o in outcomes for note in o.notes))
         sizes = [sum(len(s) for s in o.sequences) for o in outcomes]
         updates = [sum(sizes[a:b]) for a, b in zip([0, *ends], ends, strict=False) if b <= len(outcomes)]
-        head = Head(ledger, lengths, thinking, why, atoms[0][0] if atoms else None, notes=notes, updates=updates)
+        head = Head(ledger, lengths, thinking, why, atoms[0][0] if atoms else None, notes=notes, updates=updates,
+                    examples=[atom[0] for atom in atoms[:EXAMPLES]])
         for outcome in outcomes:
             if outcome.dropped:
                 head.first_lost.setdefault(outcome.dropped, outcome.origin)

@@ -15,15 +15,11 @@ from ..core.pack import make_pack
 from ..core.sequence import CONTENT, Row, Sequence
 from ..data.packer import pack_sequences
 from .answers import Answer
+from .figures import ANSWERS, LOSS
 from .intervals import Tally, ratio
-from .overlap import ROUGES, Overlap
+from .overlap import Overlap
 from .words import distinct, repeats, said
 
-LOSS = ("answer_loss", "perplexity", "bits_per_byte")
-OVERLAP = ("bleu", *ROUGES)
-ANSWERS = ("exact_match", *OVERLAP, "stops", "repeats", "length", "distinct_1", "distinct_2")
-FIGURES = (*LOSS, *ANSWERS)
-BETTER = dict.fromkeys(("exact_match", *OVERLAP, "stops"), 1) | dict.fromkeys((*LOSS, "repeats"), -1)
 NO_LOGPROBS = "an endpoint does not tell the log-probs of given answers"
 NO_ANSWERS = "no row holds an answer to compare with"
 CHUNK = 256  # rows rendered and judged at a time

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import UserError
+from .figures import ROUGES
 from .intervals import Tally, ratio
 from .words import HAN, HANGUL, KANA, script_of
 
-ROUGES = ("rouge1", "rouge2", "rougeL")
 # sacrebleu's own tokenizers for Japanese and Korean need dictionaries; characters need nothing
 BLEU_TOKENIZERS = {"latin": "13a", "zh": "zh", "ja": "char", "ko": "char"}
 

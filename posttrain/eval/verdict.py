@@ -10,8 +10,9 @@ from typing import Any
 from ..core.errors import UserError
 from ..core.sequence import Row
 from . import intervals
+from .figures import BETTER, FIGURES, OVERLAP
 from .intervals import Interval, Tally
-from .measure import BETTER, FIGURES, OVERLAP, Measured, asked, figures, reference
+from .measure import Measured, asked, figures, reference
 from .overlap import Overlap
 from .words import said
 
@@ -91,11 +92,6 @@ def _row(row: Row, number: int, measured: list[Measured]) -> dict[str, Any]:
             entry["exact"] = said(answer.text) == made["reference"]
         made["models"].append(entry)
     return made
-
-
-def changed(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows on which some model answers otherwise than the first."""
-    return [a for a in answers if len({m.get("answer") for m in a["models"]}) > 1]
 
 
 def forgetting(result: dict[str, Any], max_forgetting: float) -> list[dict[str, Any]]:

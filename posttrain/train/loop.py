@@ -58,7 +58,8 @@ class Loop:
     """Everything an update needs, and where its traces go.
 
     `facts` joins each checkpoint's state (what is needed to open it as a model); `say` receives each line of metrics;
-    `should_stop` is asked after every update: a true answer means checkpoint and leave.
+    `should_stop` is asked after every update: a true answer means checkpoint and leave; `sampler` answers some prompts
+    at every validation.
     """
 
     settings: Settings
@@ -77,6 +78,7 @@ class Loop:
     should_stop: Callable[[], bool] = lambda: False
     decode: Callable[[list[int]], str] = str
     settled: int = -1  # the optimizer's steps at the state's update: more of them, and the weights are beyond it
+    sampler: Callable[[], tuple[list[dict[str, Any]], dict[str, float]]] | None = None
 
     def run(self) -> bool:
         """Updates from the state's step to the end, or an early one -> True, or False where it was asked to stop."""
@@ -167,9 +169,14 @@ class Loop:
 
     def validate(self) -> dict[str, float]:
         """What the objective finds on the held-out rows: `eval_loss`, of most its mean loss, and what else it tells."""
-        return self.objective.validate(self.held, self.models) or {
+        found = self.objective.validate(self.held, self.models) or {
             f"eval_{name}": value for name, value in evaluate(self.models, self.objective, self.held).items()
             if name != "units"}
+        if self.sampler:
+            lines, more = self.sampler()
+            self.record.samples(lines, self.state.step)
+            found = found | more
+        return found
 
     def _judge(self) -> None:
         """Stop where an epoch lost too many rows; what it learnt is kept, for a resume that allows the loss."""

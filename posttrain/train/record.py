@@ -80,6 +80,10 @@ class Record:
         if answers:
             self._append("samples.jsonl", [{"step": step, **answer} for answer in answers])
 
+    def masks(self, lines: str) -> None:
+        """masks.jsonl: some rows token by token, as `posttrain data show --json` prints them."""
+        self._write("masks.jsonl", lines)
+
     def ledger(self, ledger: Ledger) -> None:
         ledger.check()
         self._write("ledger.json", json.dumps(ledger.to_json(), indent=1, ensure_ascii=False) + "\n")

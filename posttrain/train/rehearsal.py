@@ -41,6 +41,7 @@ def hold_rehearsal(loop: Loop, policy: Policy, head: Head, memory: Memory, note:
         tokens, several = min(settings.pack_tokens, answers * settings.longest), True
     rehearse(loop.models, loop.objective, loop.optimizer, tokens, settings.longest, several=several,
              validates=bool(loop.held))
+    loop.record.status(memory={"rehearsed": memory.peak(), "tokens": tokens})
     note(f"memory: {size(memory.peak())} at most in a rehearsal of {tokens:,} tokens"
          f" ({time.perf_counter() - began:.1f} s)")
 

@@ -40,6 +40,7 @@ from .record import Record, SilentRecord
 from .reference import open_reference, starting_weights
 from .rehearsal import hold_rehearsal
 from .restore import restore
+from .samples import make_sampler
 from .scoring import Score
 from .share import share_packs
 from .stage import add_roles, open_models
@@ -57,6 +58,7 @@ class Session:
     head: Head
     record: Record
     began: float
+    memory: Memory | None = None
     exported: int = 0  # the update whose weights the model has in the end
 
     def run(self) -> str:
@@ -79,6 +81,8 @@ class Session:
             self.exported = go_back(loop.state.best, loop.state.step, record.folder / "checkpoints", loop.optimizer)
             if self.exported != loop.state.step:
                 loop.state.eval_loss = loop.state.best.loss
+        if self.memory:
+            record.status(memory=record.read_status().get("memory", {}) | {"measured": self.memory.peak()})
         record.status(status="exporting" if whole else "interrupted", step=loop.state.step,
                       eval_loss=loop.state.eval_loss, eval_loss_before=loop.state.eval_loss_before)
         return "finished" if whole else "interrupted"
@@ -158,6 +162,7 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
              "adapter": str(ref.adapter.resolve()) if ref and ref.adapter else None, "vocab_size": spec.vocab_size,
              "base_hash": policy.base.sha256, "new_tokens": new_tokens, "conditions": conditions}
     atoms, held_rows = _held_atoms(settings, loader, note)
+    sampler = make_sampler(policy.model, spec, [a[0] for a in atoms]) if "logprobs" in objective.needs else None
     atoms = objective.arrange(atoms) if atoms else []
     models = open_models(settings, policy, forward, spec, score, note)
     if objective.referenced:
@@ -165,9 +170,9 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
                                           objective.arrange)
     held = objective.held(share_packs(atoms, settings.pack_tokens), models) if atoms else []
     loop = Loop(settings, models, objective, optimizer, loader, record, settings.pack_tokens, held=held,
-                held_rows=held_rows, state=state, facts=facts, decode=spec.decode)
+                held_rows=held_rows, state=state, facts=facts, decode=spec.decode, sampler=sampler)
     hold_rehearsal(loop, policy, head, memory, note)
-    return Session(loop, policy, spec, head, record, began)
+    return Session(loop, policy, spec, head, record, began, memory=memory)
 
 
 def settle_layout(settings: Settings, policy: Policy, note: Note) -> Settings:

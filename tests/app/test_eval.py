@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from posttrain.app.cli import main
-from posttrain.eval.measure import FIGURES
+from posttrain.eval.figures import FIGURES
 
 pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")

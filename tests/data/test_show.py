@@ -89,7 +89,7 @@ def test_trained_tokens_show_in_colour():
 
 def test_html_stands_by_itself():
     page = to_html(shown([row("<script>alert(1)</script>", 'B & "C" <b>')]), SPEC)
-    assert "<script" not in page and "<b>" not in page.split("</style>")[1].split("<pre>")[1]
+    assert "<script" not in page and "<b>" not in page.split("</style>")[1].split("<pre class=\"mask\">")[1]
     read = unescape(re.sub("<[^>]*>", "", page))
     assert '<script>alert(1)</script>' in read and 'B & "C" <b>' in read
     assert not re.search(r"(src|href)=|url\(|@import", page)

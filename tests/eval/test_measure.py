@@ -13,9 +13,8 @@ from posttrain.core.config import make_settings
 from posttrain.core.errors import UserError
 from posttrain.core.sequence import Row
 from posttrain.eval.answers import Answer
+from posttrain.eval.figures import ANSWERS, LOSS, changed
 from posttrain.eval.measure import (
-    ANSWERS,
-    LOSS,
     NO_ANSWERS,
     NO_LOGPROBS,
     Measured,
@@ -25,7 +24,7 @@ from posttrain.eval.measure import (
     row_losses,
 )
 from posttrain.eval.overlap import Overlap
-from posttrain.eval.verdict import changed, forgetting, judge
+from posttrain.eval.verdict import forgetting, judge
 
 
 def talk(*turns: str, origin: str = "x:1") -> Row:

@@ -13,8 +13,9 @@ import pytest
 
 from posttrain.core.errors import UserError
 from posttrain.eval import overlap
+from posttrain.eval.figures import ROUGES
 from posttrain.eval.intervals import interval
-from posttrain.eval.overlap import ROUGES, Characters, Overlap
+from posttrain.eval.overlap import Characters, Overlap
 
 pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")
