@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -9,7 +10,9 @@ import shutil
 import pytest
 
 import posttrain
+from posttrain.app.run import Run
 from posttrain.core.errors import SettingsError, UserError
+from posttrain.data.read import open_source
 from posttrain.train import conditions
 from posttrain.train.conditions import code_versions
 from posttrain.train.record import Record
@@ -66,6 +69,43 @@ def test_the_data_changed(run, data, capsys):
     said = capsys.readouterr().err
     assert f"the data changed since the checkpoint: {data} is 41 rows, sha256" in said and "40 rows, sha256" in said
     assert run.config["allow_changes"] is False and run.status["status"] == "finished"
+
+
+def test_the_data_changes_during_the_run(asked, data, monkeypatch):
+    from posttrain.train import loop
+
+    monkeypatch.setattr("posttrain.data.updates.HEAD_ROWS", 8)  # the rest is read when it is needed
+    whole, before, real = weights(posttrain.sft(**asked)), data.read_text(), loop.accumulate
+
+    def accumulate(*given):
+        if given[-1] == 3:  # whole rows more: no offset into the file is wrong, and still it is not the same file
+            data.write_text(before + '{"instruction": "q", "output": "a"}\n')
+        return real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "accumulate", accumulate)
+        with pytest.raises(UserError, match="the file changed while it was being read") as e:
+            posttrain.sft(**asked | {"save_steps": 2, "output_dir": asked["output_dir"].with_name("changed")})
+    assert e.value.where == str(data) and "put the file back as it was, and go on with resume" in e.value.fix
+    run = Run(asked["output_dir"].with_name("changed"))
+    assert [p.name for p in run.checkpoints] == ["2", "3"]  # the last whole update, beside the one that was asked for
+    with pytest.raises(SettingsError, match="the data changed since the checkpoint"):
+        posttrain.sft(output_dir=run.path, resume=True)
+    data.write_text(before)
+    assert weights(posttrain.sft(output_dir=run.path, resume=True)) == whole
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bytes])
+def test_a_file_held_in_memory_is_watched_too(tmp_path, pack):
+    path = tmp_path / ("a.jsonl.gz" if pack is gzip.compress else "a.jsonl")
+    path.write_bytes(pack(b'{"prompt": "a", "completion": "b"}\n'))
+    source = open_source(str(path))
+    assert source[0].values == {"prompt": "a", "completion": "b"} and len(source.files()[0]["sha256"]) == 64
+    path.write_bytes(pack(b'{"prompt": "a", "completion": "c"}\n'))
+    os.utime(path, ns=(1, 1))
+    for read in (lambda: source[0], lambda: open_source(str(path)) and source.parts[0].sha256()):
+        with pytest.raises(UserError, match="the file changed while it was being read"):
+            read()
 
 
 @pytest.mark.parametrize(("function", "value", "where"), [
