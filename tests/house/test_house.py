@@ -104,3 +104,9 @@ def test_no_loose_ends_and_no_paths_of_one_machine(path):
     for pattern in BANNED:
         found = pattern.search(text)
         assert not found, f"line {text.count(chr(10), 0, found.start()) + 1}: {found.group()}"
+
+
+def test_every_test_file_has_a_name_of_its_own():
+    """pytest collects test files by name alone: two of one name stop the suite."""
+    names = [p.name for p in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(n for n in set(names) if names.count(n) > 1) == []
