@@ -36,9 +36,9 @@ BEGUN = {"tokenizer", "architecture.yaml", ".config.yaml.partial"}
 class Interrupted(Exception):
     """The run was asked to stop and left a checkpoint; `code` is the exit status."""
 
-    def __init__(self, run: Run, code: int):
-        super().__init__(str(run))
-        self.run, self.code = run, code
+    def __init__(self, folder: Path, code: int):
+        super().__init__(f"{folder}: ended with exit status {code}")
+        self.folder, self.code = folder, code
 
 
 @handling(stop_now)
@@ -94,7 +94,7 @@ def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
         run = Run(folder)
         if status != "finished":
             keep_end(session)
-            raise Interrupted(run, tell_how_to_go_on(session, status, folder, note))
+            raise Interrupted(folder, tell_how_to_go_on(session, status, folder, note))
         from posttrain.app.card import model_card
 
         with _saying_how_to_go_on(session, note):
@@ -127,10 +127,9 @@ def _launch_processes(settings: Settings, console: Console) -> Run:
 
     folder = run_folder(settings)
     code = run_processes(settings, folder, console)
-    run = Run(folder)
     if code:
-        raise Interrupted(run, code)
-    return run
+        raise Interrupted(folder, code)
+    return Run(folder)
 
 
 def _common_folder(settings: Settings) -> Path:

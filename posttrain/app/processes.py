@@ -52,16 +52,20 @@ def run_processes(settings: Settings, folder: Path, console: Console) -> int:
 
 
 def judge(failures, verb: str, folder: Path) -> int:
-    """The exit code that the processes ended with; one that a signal killed without a word is an error."""
-    for number, failure in sorted(failures.items()):
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            memory = " (the system does that when memory runs out)" if name == "SIGKILL" else ""
-            raise UserError("a process of this run was lost", where=f"process {number}",
-                            found=f"killed by {name}{memory}",
-                            fix=f"go on with `posttrain {verb} --output_dir {quote(str(folder))} --resume`: the last "
-                                "checkpoint is good; max_restarts does so by itself")
-    return max(failure.exitcode for failure in failures.values())
+    """The exit code that the processes ended with; one that was killed without a word is an error.
+
+    SIGTERM is what the launcher then sends to the others: it counts where nothing else is known.
+    """
+    told = [failure.exitcode for failure in failures.values() if failure.exitcode > 0]
+    killed = {number: -failure.exitcode for number, failure in sorted(failures.items()) if failure.exitcode < 0}
+    causes = {number: by for number, by in killed.items() if by != signal.SIGTERM} or ({} if told else killed)
+    for number, by in causes.items():
+        memory = " (the system does that when memory runs out)" if by == signal.SIGKILL else ""
+        raise UserError("a process of this run was lost", where=f"process {number}",
+                        found=f"killed by {signal.Signals(by).name}{memory}",
+                        fix=f"go on with `posttrain {verb} --output_dir {quote(str(folder))} --resume`: the last "
+                            "checkpoint is good; max_restarts does so by itself")
+    return min(told)
 
 
 def _finished(folder: Path) -> bool:

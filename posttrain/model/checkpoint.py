@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,20 @@ from safetensors.torch import save_file
 from ..core.errors import UserError, WriteError
 from ..core.fault import fault_point
 from .resolve import list_checkpoints
+from .shard_files import sharded_files
 
 MANIFEST = "manifest.json"
 
+Files = dict[str, dict[str, torch.Tensor]]
+Write = Callable[[Path, Files], None]
 
-def save_checkpoint(folder: Path, step: int, files: dict[str, dict[str, torch.Tensor]], state: dict[str, Any],
-                    keep: int | None, best: int | None = None) -> Path:
+
+def save_checkpoint(folder: Path, step: int, files: Files, state: dict[str, Any],
+                    keep: int | None, best: int | None = None, write: Write | None = None) -> Path:
     """Write `folder/STEP` whole or not at all, then remove all but the newest `keep` (None: none) and `best`; its path.
 
-    `files` maps a name to tensors (NAME.safetensors); `state` becomes state.json. Every tensor is read back and
+    `files` maps a name to tensors (NAME.safetensors, or what `write` makes of them); `state` becomes state.json. Every
+    tensor is read back and
     compared before the manifest (sizes and SHA-256) is written and the folder takes its name; only then may an older
     checkpoint go (test_checkpoint.py). A good one of this step is left as it is: the step's state is always the same.
     """
@@ -36,9 +41,7 @@ def save_checkpoint(folder: Path, step: int, files: dict[str, dict[str, torch.Te
         with writing(final, partial):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            for name, tensors in files.items():
-                _write_tensors(partial / f"{name}.safetensors", tensors)
-                fault_point(f"save.{name}")
+            (write or _write_files)(partial, files)
             _write_json(partial / "state.json", state)
             fault_point("save.state")
             parts = sorted(p for p in partial.iterdir())
@@ -55,6 +58,12 @@ def save_checkpoint(folder: Path, step: int, files: dict[str, dict[str, torch.Te
     if keep is not None:
         _prune(folder, step, keep, best)
     return final
+
+
+def _write_files(folder: Path, files: Files) -> None:
+    for name, tensors in files.items():
+        _write_tensors(folder / f"{name}.safetensors", tensors)
+        fault_point(f"save.{name}")
 
 
 def _prune(folder: Path, step: int, keep: int, best: int | None) -> None:
@@ -108,10 +117,11 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, TensorFile], dict[str, Any]]:
+def load_checkpoint(path: Path) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[str, Any]]:
     """(tensors by file and name, read when they are asked for; state) of a verified checkpoint."""
     manifest = json.loads((path / MANIFEST).read_text("utf-8"))
-    files = {Path(name).stem: TensorFile(path / name) for name in manifest["files"] if name.endswith(".safetensors")}
+    held = [path / name for name in manifest["files"] if name.endswith(".safetensors")]
+    files = {p.stem: TensorFile(p) for p in held if "." not in p.stem} | sharded_files(held)
     return files, json.loads((path / "state.json").read_text("utf-8"))
 
 
@@ -172,7 +182,7 @@ def sha256(path: Path) -> str:
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     held = {n: t.detach().contiguous() for n, t in tensors.items()}
     save_file(held, path)
-    _flush(path)
+    flush(path)
     written = TensorFile(path)
     for name, tensor in held.items():
         read, meant = written[name].flatten(), tensor.cpu().flatten()
@@ -182,10 +192,10 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False), "utf-8")
-    _flush(path)
+    flush(path)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -13,6 +13,7 @@ from ..core.pack import Pack
 from .attention import Layout, set_layout
 from .fused import row_pieces
 from .noise import EmbeddingNoise
+from .shard import inside_shards, is_sharded
 
 # Logits of one chunk may take this many bytes; more targets than fit are run in several recomputed chunks.
 CHUNK_BYTES = 256 << 20
@@ -151,6 +152,12 @@ class Forward:
         self.causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder = self.causal.get_decoder()
         self.head = Head(self.causal)
+        self._inside = inside_shards(self.causal, self._run) if is_sharded(self.causal) else self._run
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return getattr(self.causal, "computes_in", self.causal.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -158,7 +165,7 @@ class Forward:
 
     @property
     def align(self) -> int:
-        return ALIGN if self.device.type == "cpu" and self.causal.dtype == torch.bfloat16 else 1
+        return ALIGN if self.device.type == "cpu" and self.dtype == torch.bfloat16 else 1
 
     def hidden(self, pack: Pack) -> torch.Tensor:
         """Last hidden states, [T' >= T, D], the first T the pack's; its layout stays set for recomputation."""
@@ -170,7 +177,10 @@ class Forward:
                             position_ids=F.pad(pack.positions_T, (0, fill))[None], use_cache=False).last_hidden_state[0]
 
     def __call__(self, pack: Pack, needs: Iterable[str] = ("logprobs",), temperature: float = 1.0) -> Outputs:
-        needs = frozenset(needs)
+        return Outputs(**self._inside(pack, frozenset(needs), temperature))
+
+    def _run(self, pack: Pack, needs: frozenset[str], temperature: float) -> dict[str, torch.Tensor]:
+        """The columns of Outputs by name."""
         stats, scalars = needs & set(STATS), needs - set(STATS)
         where = pack.weights_T.nonzero()[:, 0]
         hidden_TD, columns = None, {}
@@ -186,11 +196,11 @@ class Forward:
         if "values" in scalars:
             columns["values"] = self.heads["value"](hidden_TD.index_select(0, where))
         size = pack.ids_T.shape[0]
-        out = Outputs(**{f"{name}_T": torch.zeros(size, dtype=c.dtype, device=c.device).index_put((where,), c)
-                         for name, c in columns.items()})
+        out = {f"{name}_T": torch.zeros(size, dtype=c.dtype, device=c.device).index_put((where,), c)
+               for name, c in columns.items()}
         if "scores" in scalars:
             ends = torch.tensor(pack.bounds[1:], device=hidden_TD.device) - 1
-            out.scores_S = self.heads["score"](hidden_TD.index_select(0, ends))
+            out["scores_S"] = self.heads["score"](hidden_TD.index_select(0, ends))
         return out
 
     def _stats(self, hidden_TD, where, targets_K, needs, temperature) -> dict[str, torch.Tensor]:
@@ -214,7 +224,7 @@ class Forward:
             where = pack.weights_T[a:b].nonzero()[:, 0]
             if len(where) or torch.is_grad_enabled():
                 self._noise(pack.numbers[s:s + 1], [b - a])
-                logits = self.causal(input_ids=pack.ids_T[None, a:b], use_cache=False).logits[0]
+                logits = self.causal.forward(input_ids=pack.ids_T[None, a:b], use_cache=False).logits[0]
                 parts.append(target_stats(logits[where], pack.targets_T[a:b][where], needs, temperature))
         names = [n for n in STATS if n in needs]
         if not parts:  # nothing trained, and no gradient wanted

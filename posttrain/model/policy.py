@@ -20,6 +20,7 @@ from .load import base_dtype, from_scratch, load_causal, table_of_positions
 from .quantize import check_quantized, count_weights, is_packed, packed_layers, settle_packed, unpack
 from .resolve import ModelRef
 from .roles import of_another_role
+from .shard import shards
 
 
 @dataclass(slots=True)
@@ -55,15 +56,18 @@ def build_policy(settings: Settings, ref: ModelRef | None, *, vocab_size: int, n
     device, _ = choose_device(settings.device)
     dtype, _ = choose_dtype(settings.dtype, device)
     held = torch.promote_types(dtype, torch.float32) if settings.method == "full" else dtype
-    base, notes = BaseFacts(), []
+    base, notes, home = BaseFacts(), [], device
+    if shards(settings):  # layer by layer onto the device, so read as it is stored: one copy for a machine's processes
+        home = torch.device("cpu")
+        held = held if ref is None or ref.adapter else base_dtype(ref.base, settings.trust_remote_code)
     if ref is None:
         model = from_scratch(settings.architecture, vocab_size=vocab_size, special=special, seed=settings.seed,
-                             dtype=held, device=device)
+                             dtype=held, device=home)
         stored = dtype
     else:
         known = _check_method(settings, ref)
         four_bit = settings.method == "qlora" or bool(known and known.four_bit)
-        model = _load_base(ref, held, device, settings.trust_remote_code, four_bit=four_bit,
+        model = _load_base(ref, held, home, settings.trust_remote_code, four_bit=four_bit,
                            unpacked=unpacked or settings.method == "full")
         stored = base_dtype(ref.base, settings.trust_remote_code)
         base = BaseFacts(check_base(ref, known, str(ref.adapter)), four_bit)

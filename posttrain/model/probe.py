@@ -9,6 +9,7 @@ from ..core.pack import Pack
 from .attention import NAME, UnknownAttention
 from .forward import Forward
 from .fused import fuse
+from .shard import is_sharded
 
 LENGTHS = (9, 14, 6)
 # Largest mean difference, in nats, between packed and separate log-probs; the second for two-byte types, whose own
@@ -27,7 +28,8 @@ def prepare_forward(model) -> tuple[Forward, str]:
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = getattr(causal, "own_attention", causal.config._attn_implementation)
     causal.own_attention = own  # what the slow path uses, and a second probe of the same model
-    fuse(model)
+    if not is_sharded(causal):
+        fuse(model)
     reason = _refuses(causal)
     was_training = model.training
     model.eval()
@@ -73,10 +75,10 @@ def _differs(model, causal, own: str) -> str:
     influence = (packed - moved)[2:first].abs().mean().item()
     leak = (packed - moved)[first:].abs().mean().item()
     gap = (packed - alone).abs().mean().item()
-    allowed = TOLERANCE.get(causal.dtype, COARSE)
+    allowed = TOLERANCE.get(forward.dtype, COARSE)
     if not gap <= allowed:
         return f"packed log-probs differ from its own by {gap:.1e} nats (at most {allowed:.0e})"
-    if not leak <= max(LEAK * influence, TOLERANCE.get(causal.dtype, 1e-3)):
+    if not leak <= max(LEAK * influence, TOLERANCE.get(forward.dtype, 1e-3)):
         return f"a token of one sequence changed another's log-probs by {leak:.1e} nats"
     return ""
 

@@ -16,7 +16,7 @@ from ..data.batch import Batch
 from ..data.judge import check_lost
 from ..data.ledger import Ledger
 from ..data.loader import Loader
-from ..model.checkpoint import save_checkpoint
+from ..model.shard_files import save_together
 from .conditions import data_files
 from .early_stopping import Best
 from .nonfinite import blame, finite
@@ -24,7 +24,7 @@ from .objective import Models, Objective
 from .optim import MasterAdamW
 from .record import Record
 from .schedule import learning_rate, warmup_updates
-from .share import count_tokens, even_packs, share_packs, sum_gradients
+from .share import count_tokens, even_packs, share_packs
 from .update import accumulate, evaluate
 
 Say = Callable[[dict[str, Any]], None]
@@ -159,7 +159,7 @@ class Loop:
         """One optimizer step on these packs -> its means and the gradient's norm before clipping."""
         self.optimizer.begin(len(packs))
         means = accumulate(self.models, self.objective, packs, self.settings.seed, step)
-        sum_gradients(self.optimizer)
+        self.optimizer.sum_over_processes()
         norm = self.optimizer.norm()
         if not finite(means["loss"], float(norm)):
             raise blame(self, packs, step, means["loss"], float(norm))
@@ -191,10 +191,8 @@ class Loop:
         self.record.flush(self.state.ledger)
         state = {**self.state.to_json(), **self.facts, "optimizer_steps": self.optimizer.steps}
         state["conditions"] = {**self.facts["conditions"], "data": data_files(self.loader.files())}
-        if ranks.first():
-            save_checkpoint(self.record.folder / "checkpoints", self.state.step, self.optimizer.tensors(), state,
-                            None if keep_all else self.settings.save_total_limit, best=self.state.best.step)
-        ranks.wait()
+        save_together(self.record.folder / "checkpoints", self.state.step, self.optimizer.tensors(), state,
+                      None if keep_all else self.settings.save_total_limit, self.state.best.step)
 
     def _is_time_to_validate(self, batch: Batch, before: int) -> bool:
         every = self.settings.eval_steps

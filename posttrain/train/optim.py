@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch.optim.adamw import adamw
 
 from ..model.halves import join, leave_middles, split, whole
+from .share import sum_gradients
 
 # Elements updated at once: few enough that on CPU a piece with its float32 copies stays in a core's cache over all the
 # steps of an update (half the time of pieces 16 times as large, docs/log.md), and enough that calling costs nothing.
@@ -72,6 +74,10 @@ class MasterAdamW:
         """Put another gradient, of any type, in the place of parameter i's."""
         self._sums[i], self.named[i][1].grad = gradient, None
 
+    def sum_over_processes(self) -> None:
+        """Give each process of the run the sum of all their gradients."""
+        sum_gradients(self)
+
     def norm(self) -> torch.Tensor:
         """Euclidean norm of the whole gradient, float32 or wider, a scalar tensor."""
         parts = [torch.linalg.vector_norm(g.reshape(-1)[a:b].to(torch.promote_types(g.dtype, torch.float32)))
@@ -82,6 +88,10 @@ class MasterAdamW:
         """Parameter i in full precision; a new tensor where the model computes in bf16."""
         p, low = self.named[i][1].data, self.low[i]
         return p if low is None else join(p.view(-1), low.view(-1)).view(p.shape)
+
+    def masters(self, dtype: torch.dtype) -> dict[str, Callable[[], torch.Tensor]]:
+        """What makes each parameter in full precision, or in the `dtype` in which it will be stored, by name."""
+        return {name: partial(self.master, i) for i, (name, _) in enumerate(self.named)}
 
     @torch.no_grad()
     def step(self, rate: float, max_norm: float, norm: torch.Tensor) -> None:

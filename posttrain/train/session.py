@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from ..model.policy import Policy, build_policy, kept_wide
 from ..model.probe import prepare_forward
 from ..model.resolve import ModelRef
 from ..model.reward import check_classifier
+from ..model.shard import shard_model, shards
 from .conditions import code_versions, layout_of
 from .early_stopping import go_back
 from .guards import BlownUp
@@ -99,7 +99,7 @@ class Session:
     def export(self, card: str) -> Path:
         """Write the model folder and close the record; where that fails, a last checkpoint, from which to go on."""
         loop, record = self.loop, self.record
-        masters = {name: partial(loop.optimizer.master, i) for i, (name, _) in enumerate(loop.optimizer.named)}
+        masters = loop.optimizer.masters(self.policy.stored)
         folder, failure = record.folder / "model", None
         try:
             if ranks.first():
@@ -132,11 +132,13 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
                           special={f"{name}_token_id": spec.id(name) for name in ("bos", "eos")})
     add_roles(settings, policy, ref, objective, note)
     _tell_machine(settings, policy, note)
+    if shards(settings):
+        shard_model(policy.model, policy.dtype, policy.device, kept_wide(policy.model))
     settings = settle_layout(settings, policy, note)
     if "scores" in objective.needs:
         check_classifier(policy.model.config)
     policy.heads = make_heads(policy.model, objective.needs, settings.seed)
-    optimizer = MasterAdamW(policy.named_parameters(), beta1=settings.adam_beta1, beta2=settings.adam_beta2,
+    optimizer = _optimizer(settings)(policy.named_parameters(), beta1=settings.adam_beta1, beta2=settings.adam_beta2,
                             eps=settings.adam_epsilon, weight_decay=settings.weight_decay)
     record, state = Record(folder) if ranks.first() else SilentRecord(folder), State()
     continued = settings.adapts and ref is not None and ref.adapter is not None
@@ -173,6 +175,14 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
                 held_rows=held_rows, state=state, facts=facts, decode=spec.decode, sampler=sampler)
     hold_rehearsal(loop, policy, head, memory, note)
     return Session(loop, policy, spec, head, record, began, memory=memory)
+
+
+def _optimizer(settings: Settings) -> type[MasterAdamW]:
+    if not shards(settings):
+        return MasterAdamW
+    from .sharded import ShardedAdamW
+
+    return ShardedAdamW
 
 
 def settle_layout(settings: Settings, policy: Policy, note: Note) -> Settings:

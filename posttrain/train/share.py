@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,8 +12,10 @@ from ..core import ranks
 from ..core.pack import Pack
 from ..core.sequence import Sequence
 from ..data.packer import deal, pack_atoms
-from .optim import MasterAdamW
 from .update import fitting, lay_packs
+
+if TYPE_CHECKING:
+    from .optim import MasterAdamW
 
 BUCKET = 1 << 24  # numbers of one all-reduce: large enough for the bandwidth, little beside a model
 
@@ -53,17 +56,19 @@ def _filled(packs: list[Pack], count: int, smallest: Pack) -> list[Pack]:
 
 
 @torch.no_grad()
-def sum_gradients(optimizer: MasterAdamW) -> None:
+def sum_gradients(optimizer: MasterAdamW, which: Many[int] | None = None) -> None:
     """Give every process the sum of all their gradients, float32 or wider: each holds a share of one global sum.
 
+    `which` parameters are meant, by default all; one process has the same ones as another.
     One that some process has not reached (an expert that none of its tokens took) counts there as zero.
     """
     if ranks.world() == 1:
         return
-    reached = ranks.largest([float(g is not None) for g in optimizer.gradients()])
+    which = range(len(optimizer.named)) if which is None else which
+    reached = ranks.largest([float(optimizer.gradient(i) is not None) for i in which])
     bucket: list[int] = []
     size = 0
-    for i, _ in [pair for pair in enumerate(reached) if pair[1]]:
+    for i in (i for i, by_any in zip(which, reached, strict=True) if by_any):
         if bucket and (size > BUCKET or _wide(optimizer, i) != _wide(optimizer, bucket[0])):
             _sum(optimizer, bucket)
             bucket, size = [], 0

@@ -1,22 +1,25 @@
-"""What test_ranks.py computes alone and in two processes: run as `python of_two.py OUT`, once per process."""
+"""What test_ranks.py computes alone and in two processes: run as `python of_two.py WORK`, once per process."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from test_layout import model, sequences  # noqa: E402
 
 from posttrain.core import ranks  # noqa: E402
 from posttrain.model.probe import prepare_forward  # noqa: E402
+from posttrain.model.shard import shard_model  # noqa: E402
 from posttrain.train.objective import Models  # noqa: E402
 from posttrain.train.objectives.sft import SFT  # noqa: E402
 from posttrain.train.optim import MasterAdamW  # noqa: E402
-from posttrain.train.share import share_packs, sum_gradients  # noqa: E402
+from posttrain.train.sharded import ShardedAdamW  # noqa: E402
+from posttrain.train.share import share_packs  # noqa: E402
 from posttrain.train.update import accumulate, evaluate  # noqa: E402
 
 ROWS = {"eight": slice(0, 8), "seven": slice(0, 7), "one": slice(4, 5)}  # of one row another process gets nothing
@@ -25,14 +28,18 @@ ROWS = {"eight": slice(0, 8), "seven": slice(0, 7), "one": slice(4, 5)}  # of on
 def update(kind: str, dtype: torch.dtype, rows: slice, room: int) -> dict[str, float]:
     """Two updates on these rows -> loss, gradient norm of each, and a sum over the weights they leave."""
     made = model(dtype, lora=kind == "lora")
-    optimizer = MasterAdamW(made.named_parameters(), beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0)
+    apart = kind == "sharded" and ranks.world() > 1
+    if apart:
+        shard_model(made, dtype, torch.device("cpu"))
+    make = ShardedAdamW if apart else MasterAdamW
+    optimizer = make(made.named_parameters(), beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0)
     models = Models(prepare_forward(made)[0])
     found: dict[str, float] = {}
     for step in (1, 2):
         packs = share_packs([[s] for s in sequences()[rows]], room)
         optimizer.begin(len(packs))
         found[f"loss {step}"] = accumulate(models, SFT(), packs, seed=0, step=step)["loss"]
-        sum_gradients(optimizer)
+        optimizer.sum_over_processes()
         norm = optimizer.norm()
         found[f"norm {step}"] = float(norm)
         optimizer.step(1e-2, 0.0, norm)
@@ -43,12 +50,37 @@ def update(kind: str, dtype: torch.dtype, rows: slice, room: int) -> dict[str, f
 
 def everything() -> dict[str, dict[str, float]]:
     """Every combination by name."""
+    dtypes = (torch.float64, torch.float32)
     return {f"{kind} {str(dtype).removeprefix('torch.')} {name}": update(kind, dtype, rows, room=140)
-            for kind in ("full", "lora") for dtype in (torch.float64, torch.float32) for name, rows in ROWS.items()}
+            for kind in ("full", "lora", "sharded") for dtype in dtypes for name, rows in ROWS.items()}
+
+
+def train(work: Path, name: str, **values) -> None:
+    """A short run of work's model on work's rows into work/NAME, its data loaded in this process."""
+    from conftest import InProcessLoader
+
+    import posttrain
+    import posttrain.data.loader
+
+    posttrain.data.loader.Loader = InProcessLoader
+    asked = {"model": work / "model", "data": str(work / "rows.json"), "max_steps": 4, "save_steps": 2, "batch_size": 7,
+             "dtype": "float32", "learning_rate": 1e-3, "eval_split": 0.1, "pack_tokens": 128, "max_length": 128}
+    posttrain.sft(output_dir=work / name, **(asked | values if "resume" not in values else values))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    work = Path(sys.argv[1])
     ranks.begin("cpu")
-    Path(f"{sys.argv[1]}.{ranks.rank()}").write_text(json.dumps(everything()))
-    ranks.end()
+    end, ranks.end = ranks.end, lambda: None  # the runs share one meeting of the processes
+    (work / f"found.{ranks.rank()}").write_text(json.dumps(everything()))
+    for method in ("full", "lora"):
+        train(work, f"two-{method}", method=method)
+        train(work, f"onto-two-{method}", resume=True, allow_changes=True)
+    if ranks.rank() == 1:
+        os._exit(7)
+    try:
+        with ranks.together():
+            ranks.wait()
+    except ranks.LostError as e:
+        (work / "lost.txt").write_text(str(e))

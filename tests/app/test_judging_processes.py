@@ -17,7 +17,7 @@ def ended(*codes: int) -> dict[int, SimpleNamespace]:
 
 def test_a_killed_process_is_told(tmp_path):
     with pytest.raises(UserError) as e:
-        judge(ended(2, -9), "sft", tmp_path)
+        judge(ended(-15, -9), "sft", tmp_path)
     assert str(e.value) == (
         "error: a process of this run was lost\n  where:    process 1\n"
         "  found:    killed by SIGKILL (the system does that when memory runs out)\n"
@@ -27,6 +27,7 @@ def test_a_killed_process_is_told(tmp_path):
 
 def test_what_a_process_told_itself_is_not_told_again(tmp_path):
     assert judge(ended(2, 2), "sft", tmp_path) == 2 and judge(ended(143, 143), "sft", tmp_path) == 143
+    assert judge(ended(2, -15), "sft", tmp_path) == 2  # the launcher ended the other one
 
 
 def test_processes_started_beside_each_other_need_one_folder(monkeypatch, rows):
