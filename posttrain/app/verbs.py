@@ -126,7 +126,7 @@ VERBS = {verb.name: verb for verb in (
          examples=("posttrain data check my_rows.json",),
          about="Exits 0 with nothing found, 1 with findings, 2 when the input or the settings cannot be read."),
     Verb("data table", "the first rows as a prompt/response table", "posttrain.app.data:table",
-         takes_config=True, takes_data_words=True, keys=("data", "columns", "bad_rows"),
+         takes_config=True, takes_data_words=True, keys=("objective", "data", "columns", "bad_rows"),
          options=(JSON, Option("limit", "int", 5, "rows shown", least=1)),
          examples=("posttrain data table my_rows.json",)),
     Verb("chat", "talk to a model: a run, a checkpoint, an adapter, a Hugging Face folder or hub id",

@@ -20,7 +20,7 @@ TWINS = [p for p in RECIPES if p.stem.endswith("_embedded")]
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_a_recipe_parses(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    settings = parse(["sft", str(path)]).settings
+    settings = parse([read_config(path).get("objective", "sft"), str(path)]).settings
     assert settings.data
     if settings.architecture:
         assert Path(settings.architecture).is_file()
