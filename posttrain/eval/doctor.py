@@ -213,7 +213,8 @@ def nonsense(run: Facts) -> Trouble | None:
     rivals: dict[int, str] = {}
     count = copies = 0
     try:
-        sources = open_sources(settings.data, columns=settings.columns, hub_ok=False)
+        sources = open_sources(settings.data, columns=settings.columns, hub_ok=False, objective=settings.objective,
+                               ranked_pairs=settings.ranked_pairs)
     except UserError:
         return None  # the data has moved: nothing can be said
     for source in sources:

@@ -23,6 +23,7 @@ from ..model.checkpoint import writing
 from ..model.forward import Forward, Outputs
 from ..model.halves import split
 from ..model.policy import Policy
+from ..model.shard import is_sharded
 from .pairs import answer_sums
 from .update import lay_packs
 
@@ -86,23 +87,25 @@ class Remembered:
     def learn(self, forward: Forward, updates: Iterable[list[Pack]]) -> int:
         """Log-probs of the answers that are not yet known, from the policy as it is now -> how many were computed.
 
-        Of several processes, which all see the same packs, each computes its share.
+        Of several processes, which all see the same packs, each computes its share; all of them where the model is in
+        shards, because every forward then takes every process.
         """
+        whole = is_sharded(forward.model)
         was_training, before, turn = forward.model.training, len(self.known), 0
         forward.model.eval()
         for pack in chain.from_iterable(updates):
             keys = _keys(pack)
             if new := [i for i, key in enumerate(keys) if key not in self.known]:
                 sums = [0.0] * len(keys)
-                if turn % ranks.world() == ranks.rank():
+                if whole or turn % ranks.world() == ranks.rank():
                     here = pack.to(forward.device)
                     sums = answer_sums(forward(here, ("logprobs",)).logprobs_T, here).tolist()
                 self.known |= {keys[i]: sums[i] for i in new}
                 turn += 1
         forward.model.train(was_training)
         made = list(self.known)[before:]
-        totals = ranks.add_up([self.known[key] for key in made])
-        self.known |= dict(zip(made, totals, strict=True))
+        if not whole:
+            self.known |= dict(zip(made, ranks.add_up([self.known[key] for key in made]), strict=True))
         return len(made)
 
     def save(self) -> None:
