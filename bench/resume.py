@@ -81,6 +81,44 @@ def saving(shape: str, method: str, count: int) -> list[str]:
     return [f"{shape}, {method}", f"{size / 1e9:.2f}", f"{median(saves):.1f}", f"{first:.1f}", f"{resumed:.1f}"]
 
 
+def clock() -> tuple[float, float]:
+    """Now by the wall, and the processor's seconds that this process has used."""
+    return time.perf_counter(), time.process_time()
+
+
+def disk(shape: str) -> list[list[str]]:
+    """A checkpoint of full fine-tuning without a model: made-up tensors of the shape are saved, verified, read back."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from posttrain.model.checkpoint import load_checkpoint, save_checkpoint, verify
+
+    with torch.device("meta"):
+        model = Qwen3ForCausalLM(Qwen3Config(**SHAPES[shape].config, tie_word_embeddings=True))
+    sizes = {name: p.shape for name, p in model.named_parameters()}
+
+    def made(dtype):
+        return {name: torch.randint(0, 99, tuple(size), dtype=dtype) for name, size in sizes.items()}
+
+    files = {"weights": made(torch.bfloat16), "halves": made(torch.int16),
+             "optimizer": {f"{kind}.{n}": t for kind in ("exp_avg", "exp_avg_sq")
+                           for n, t in made(torch.float32).items()}}
+    rows, marks = [], [clock()]
+    with tempfile.TemporaryDirectory(dir=BUILD) as where:
+        path = save_checkpoint(Path(where), 1, files, {"step": 1}, keep=1)
+        marks.append(clock())
+        assert not verify(path)
+        marks.append(clock())
+        for name, tensors in load_checkpoint(path)[0].items():
+            for key in tensors:
+                files[name][key].copy_(tensors[key])
+        marks.append(clock())
+        size = sum(p.stat().st_size for p in path.iterdir()) / 1e9
+    for what, a, b in zip(("save", "verify", "read back"), marks, marks[1:], strict=False):
+        rows.append([f"{what} {size:.2f} GB", f"{b[0] - a[0]:.1f}", f"{b[1] - a[1]:.1f}"])
+    return rows
+
+
 def seeking(update: int, data: Path) -> float:
     """Seconds from opening the data to the rows of one update, in a worker of its own."""
     from posttrain.core.config import make_settings
@@ -100,7 +138,7 @@ def seeking(update: int, data: Path) -> float:
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m bench.resume", description=__doc__)
     p.add_argument("--child", nargs=4, metavar="ARGUMENT")
-    p.add_argument("--part", choices=["seek", "save"], nargs="*", default=["seek", "save"])
+    p.add_argument("--part", choices=["seek", "save", "disk"], nargs="*", default=["seek", "save"])
     p.add_argument("--shape", choices=list(SHAPES), default="0.6b")
     p.add_argument("--saves", type=int, default=2)
     p.add_argument("--repeats", type=int, default=3)
@@ -121,6 +159,8 @@ def main(argv: list[str] | None = None) -> int:
         if "save" in a.part:
             rows = [saving(a.shape, method, a.saves) for method in ("lora", "full")]
             texts.append(table(["", "GB", "seconds per save", "start to first update", "resume to first update"], rows))
+        if "disk" in a.part:
+            texts.append(table(["a checkpoint's tensors alone", "seconds", "of the processor"], disk(a.shape)))
     text = f"{where['cores']} cores of {where['cpu']}, {where['date']}.\n\n" + "\n".join(texts)
     BUILD.mkdir(parents=True, exist_ok=True)
     (BUILD / f"resume-{'-'.join(a.part)}.md").write_text(text + "\n")
