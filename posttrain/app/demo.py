@@ -27,6 +27,10 @@ NAMES = {"exact_match": "answers exactly", "completes": "completes the fact as p
 
 def main(command: Command) -> int:
     """Base, rows, mask, training, answers, held-out table, next commands; with --json only the numbers on stdout."""
+    if command.options["align"]:
+        from posttrain.app.align import main as align
+
+        return align(command)
     from posttrain.app.assistant import load
     from posttrain.app.data import mask_of_first_row
     from posttrain.app.launch import Interrupted, launch, run_folder

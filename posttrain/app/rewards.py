@@ -27,6 +27,9 @@ def reward_function(spec: str | None) -> Score | None:
             near := difflib.get_close_matches(spec.partition(":")[0], [n.partition(":")[0] for n in NAMED], n=1)):
         raise UserError("there is no such reward", where="reward", found=spec, expected=FORMS,
                         fix=f"did you mean {near[0]}?")
+    from posttrain.train.rewards import reward_ref
+
+    reward_ref(spec)  # what is no reward model is told before anything is loaded
     return None
 
 

@@ -76,7 +76,9 @@ SPEAK = (
 
 VERBS = {verb.name: verb for verb in (
     Verb("demo", "from a base model to an assistant in about a minute, nothing to download", "posttrain.app.demo:main",
-         keys=("output_dir", "seed", "threads", "device", "dtype"), options=(JSON,), examples=("posttrain demo",)),
+         keys=("output_dir", "seed", "threads", "device", "dtype"), options=(
+             JSON, Option("align", "bool", False, "on to preferences: SFT, a reward model, PPO, and DPO beside it")),
+         examples=("posttrain demo", "posttrain demo --align")),
     Verb("sft", "supervised fine-tuning: rows in, an assistant out", "posttrain.app.train:main", takes_config=True,
          keys=keys_of("sft"), options=(JSON,),
          examples=("posttrain sft --model Qwen/Qwen3-0.6B-Base --data my_rows.json",

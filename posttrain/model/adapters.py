@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 
 from ..core.config import Settings
@@ -100,6 +100,28 @@ def attach_beside(model, folder: Path, name: str):
     return model.peft_config[name]
 
 
+def attach_scorer(model, folder: Path, name: str) -> torch.Tensor:
+    """The frozen adapter of a reward model beside those that a PEFT model has -> its score head's weight [1, D]."""
+    from safetensors.torch import load_file
+
+    config = LoraConfig.from_pretrained(str(folder))
+    config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, True
+    tensors = load_file(folder / "adapter_model.safetensors")
+    heads = [tensors.pop(key) for key in list(tensors) if key.endswith(".score.weight")]
+    if len(heads) != 1:
+        raise UserError("the reward model has no score head", where=str(folder), found=f"{len(heads)} score heads",
+                        expected="one, score.weight", fix="train it with `posttrain reward`")
+
+    def load():
+        model.add_adapter(name, config)
+        found = set_peft_model_state_dict(model, tensors, adapter_name=name)
+        if found.unexpected_keys:
+            raise ValueError(f"no layer takes {found.unexpected_keys[0]}")
+        return model
+    _fitting(folder, load)
+    return heads[0]
+
+
 def _fitting(folder: Path, load: Callable[[], Any]) -> Any:
     """What `load` makes of an adapter's folder; what does not fit its base is a UserError."""
     if not (folder / "adapter_model.safetensors").is_file():
@@ -114,8 +136,8 @@ def _fitting(folder: Path, load: Callable[[], Any]) -> Any:
             loaded = load()
         except (ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as e:
             raise _misfit(folder, str(e).strip()) from None
-    lacking = [str(w.message) for w in said if "missing adapter keys" in str(w.message)] or list(
-        getattr(loaded, "missing_keys", None) or [])
+    lacking = [str(w.message) for w in said if "missing adapter keys" in str(w.message)] or [
+        *(getattr(loaded, "missing_keys", None) or [])]
     if lacking:
         raise _misfit(folder, lacking[0])
     return loaded

@@ -10,10 +10,11 @@ from ..model.adapters import attach_beside
 from ..model.forward import Forward
 from ..model.policy import Policy
 from ..model.resolve import ModelRef
-from ..model.roles import CRITIC, POLICY, REFERENCE, Role, Switch, add_critic, without_dropout
+from ..model.roles import CRITIC, POLICY, REFERENCE, REWARD, Role, Switch, add_critic, without_dropout
 from .objective import Models, Objective
-from .rollout import Answer, Rollout, last_user_text
-from .scoring import Score, ask_reward
+from .rewards import FunctionReward, RoleReward, attach_reward, reward_ref, separate_reward, shares_base
+from .rollout import Rollout
+from .scoring import Score
 
 Note = Callable[[str], None]
 
@@ -32,11 +33,27 @@ def add_roles(settings: Settings, policy: Policy, ref: ModelRef | None, objectiv
         note("reference: the base, with every adapter off")
 
 
+def _reward(settings: Settings, policy: Policy, forward: Forward, spec: Any, score: Score | None, note: Note):
+    """What scores answers; `role` makes a reward adapter's forward once every adapter is there."""
+    if score is not None:
+        return lambda switch: FunctionReward(score, settings.reward)
+    ref = reward_ref(settings.reward)
+    if not shares_base(ref, policy):
+        made, how = separate_reward(ref, policy, spec, settings)
+        note(f"reward: {settings.reward}, a model of its own; {how}")
+        return lambda switch: made
+    head = attach_reward(ref, policy)
+    note(f"reward: {settings.reward}, an adapter on the policy's base")
+    scoring = Forward(forward.model, flat=forward.flat, heads={"score": head})
+    return lambda switch: RoleReward(Role(scoring, switch, REWARD), settings.pack_tokens)
+
+
 def open_models(settings: Settings, policy: Policy, forward: Forward, spec: Any, score: Score | None,
                 note: Note) -> Models:
     """Every model that the objective asks; roles share the base's memory and switch its adapters."""
     if not settings.is_sampled:
         return Models(forward)
+    make_reward = _reward(settings, policy, forward, spec, score, note)
     adapters = policy.model.peft_config
     trained = tuple(name for name in (POLICY, CRITIC) if name in adapters)
     switch = Switch(policy.model, trained)
@@ -46,15 +63,4 @@ def open_models(settings: Settings, policy: Policy, forward: Forward, spec: Any,
     note(f"one base, {len(adapters)} adapters: {', '.join(n.replace(POLICY, 'actor') for n in adapters)}")
     return Models(actor, reference=Role(forward, switch, REFERENCE if REFERENCE in adapters else None),
                   critic=Role(forward, switch, CRITIC) if CRITIC in adapters else None,
-                  reward=FunctionReward(score, settings.reward), rollout=rollout)
-
-
-class FunctionReward:
-    """A reward that is a Python function of prompts, answers and rows."""
-
-    def __init__(self, score: Score, name: str):
-        self.score, self.name = score, name
-
-    def __call__(self, answers: list[Answer]) -> list[float]:
-        return ask_reward(self.score, self.name, [last_user_text(a.row) for a in answers], [a.text for a in answers],
-                          [a.row.raw for a in answers])
+                  reward=make_reward(switch), rollout=rollout)

@@ -55,8 +55,11 @@ def test_a_function_in_a_file(tmp_path):
             and "ModuleNotFoundError: No module named 'nothing_of_this_name'" in said)
 
 
-def test_a_model_is_left_to_the_models(tmp_path):
-    assert reward_function("runs/reward-1") is None and reward_function(str(tmp_path)) is None
+def test_a_model_is_left_to_the_models(tiny_model, tmp_path):
+    assert reward_function("some-lab/reward-model") is None
+    assert "there is no such model folder" in error_of("runs/of/nothing")
+    assert "the reward gives words, not scores" in (said := error_of(str(tiny_model)))
+    assert "fix:      train one with `posttrain reward`" in said
 
 
 def test_nothing_and_almost():

@@ -143,3 +143,70 @@ def test_a_guard_writes_its_diagnosis(train, tmp_path, monkeypatch):
 def test_what_does_not_go_together(train, values, said):
     with pytest.raises(UserError, match=said):
         train(**values)
+
+
+@pytest.fixture
+def preferences(tmp_path):
+    path = tmp_path / "preferences.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"say {a}", "chosen": f"{a}.", "rejected": f"no {a}"}) + "\n"
+                            for a in ("red", "green", "blue", "one", "two", "three", "cat", "dog")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_model, rows, tmp_path_factory):
+    """A whole model whose answers end."""
+    return posttrain.sft(model=tiny_model, data=str(rows), method="full", max_steps=40, batch_size=16, dtype="float32",
+                         learning_rate=1e-2, max_length=64, output_dir=tmp_path_factory.mktemp("tuned") / "run")
+
+
+def rescored(run, reward, first=1):
+    """(scores in samples.jsonl, those that the reward model gives the same answers on its own)."""
+    from posttrain.core.sequence import Row
+    from posttrain.data.gather import up_to_the_stop
+    from posttrain.data.render import Renderer
+    from posttrain.data.tokenizer import load_tokenizer
+    from posttrain.model.resolve import resolve_model
+    from posttrain.model.reward import open_scorer
+
+    ref = resolve_model(reward.path)
+    scorer, renderer = open_scorer(ref, dtype="float32"), Renderer(load_tokenizer(ref.tokenizer))
+    told = [s for s in map(json.loads, (run.path / "samples.jsonl").read_text().splitlines()) if s["stopped"]]
+    rows = [Row("conversation", "x:1", messages=[{"role": "user", "content": s["prompt"]},
+                                                 {"role": "assistant", "content": s["answer"]}]) for s in told]
+    made = [up_to_the_stop(m.sequences[0]) for m in renderer.render(rows)]
+    return [s["score"] for s in told], scorer(made)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_reward_model_scores_the_answers(train, preferences, tuned, tmp_path, method):
+    """As an adapter on the policy's base, or as a model of its own: the scores are those of the model by itself."""
+    reward = posttrain.reward(model=tuned.model_path, data=str(preferences), method=method, max_steps=3, batch_size=4,
+                              dtype="float32", learning_rate=1e-2, max_length=64, output_dir=tmp_path / "reward")
+    run = train(model=tuned.model_path, reward=str(reward.path), max_steps=4, max_new_tokens=30)
+    told, own = rescored(run, reward)
+    assert len(told) and told == pytest.approx(own, abs=1e-4) and len(set(told)) > 1
+
+
+def test_a_reward_model_with_another_tokenizer(train, preferences, make_model, tuned, tmp_path):
+    """Answers reach it as text, in its own tokens."""
+    other = make_model("other", vocab_size=700)
+    reward = posttrain.reward(model=other, data=str(preferences), max_steps=3, batch_size=4, dtype="float32",
+                              chat_template="chatml", learning_rate=1e-2, max_length=64, output_dir=tmp_path / "reward")
+    run = train(model=tuned.model_path, reward=str(reward.path), max_steps=4, max_new_tokens=30)
+    told, own = rescored(run, reward)
+    assert len(told) and told == pytest.approx(own, abs=1e-4)
+
+
+def test_a_reward_head_of_another_shape(train, preferences, tiny_model, tmp_path):
+    from safetensors.torch import save_file
+
+    reward = posttrain.reward(model=tiny_model, data=str(preferences), max_steps=1, batch_size=4, dtype="float32",
+                              max_length=64, output_dir=tmp_path / "reward")
+    file = reward.model_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    key = next(k for k in tensors if k.endswith("score.weight"))
+    save_file(tensors | {key: torch.zeros(1, 9)}, file, metadata={"format": "pt"})
+    with pytest.raises(UserError) as e:
+        train(reward=str(reward.path))
+    assert "the reward model's head does not fit its base" in str(e.value) and "expected: [1, 64]" in str(e.value)
