@@ -26,6 +26,7 @@ def keep_start(session: Any, settings: Settings, notes: list[str]) -> None:
 def keep_end(session: Any) -> None:
     """At the end: the data as it was opened, its hashes, those of the base and of what was made; and the report."""
     from posttrain.eval.report import write_report
+    from posttrain.model.checkpoint import writing
 
     if not ranks.first():
         return
@@ -34,7 +35,8 @@ def keep_end(session: Any) -> None:
     model = session.record.folder / "model"
     session.record.status(data=sources, files=loader.files(), base_sha256=session.loop.facts.get("base_hash"),
                           model_sha256=_hashes(model))
-    write_report(session.record.folder)
+    with writing(session.record.folder / "report.html"):
+        write_report(session.record.folder)
 
 
 def _hashes(folder: Path) -> dict[str, str]:

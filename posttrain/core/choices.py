@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .config import PACK_TOKENS, Settings, users_of
-from .objectives import FACTS
-from .reinforce_keys import COLLECTIONS_PER_CHECKPOINT, updates_per_batch
+from .objectives import FACTS, updates_per_batch
+from .reinforce_keys import COLLECTIONS_PER_CHECKPOINT
 
 
 def choices(settings: Settings) -> list[tuple[str, Any, str]]:

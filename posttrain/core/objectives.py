@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +28,11 @@ FACTS = {
     "orpo": Facts(_PAIR, 2, (5e-5, 5e-6), 1.0, "preferences are learnt in one pass"),
     "kto": Facts(frozenset({"label"}), 2, (2e-5, 1e-6), 1.0, "preferences are learnt in one pass"),
 }
+SAMPLED = ("ppo", "grpo")  # objectives that learn from their own answers
+
+
+def updates_per_batch(settings: Any) -> int:
+    """Optimizer updates of one batch of rows: of a collection its epochs times its minibatches, else one."""
+    if settings.objective not in SAMPLED:
+        return 1
+    return settings.minibatches * (settings.ppo_epochs if settings.objective == "ppo" else 1)

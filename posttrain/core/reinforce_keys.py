@@ -7,9 +7,9 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from .key import key
+from .objectives import SAMPLED
 
-SAMPLED = ("ppo", "grpo")  # objectives that learn from their own answers
-SHOWN = ("sft", "reward", "dpo", "kto", "orpo")  # and those that learn from rows
+SHOWN = ("sft", "reward", "dpo", "kto", "orpo")  # objectives that learn from rows
 PPO, GRPO = ("ppo",), ("grpo",)
 COLLECTIONS_PER_CHECKPOINT = 10
 
@@ -46,13 +46,6 @@ class ReinforceKeys(BaseModel):
     def is_sampled(self) -> bool:
         """Whether the run learns from its own answers."""
         return self.objective in SAMPLED
-
-
-def updates_per_batch(settings: Any) -> int:
-    """Optimizer updates of one batch of rows: of a collection its epochs times its minibatches, else one."""
-    if settings.objective not in SAMPLED:
-        return 1
-    return settings.minibatches * (settings.ppo_epochs if settings.objective == "ppo" else 1)
 
 
 def idle_beside_sampling(settings: Any, is_set) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import builtin
 from ..core.errors import RowError, UserError
-from ..core.reinforce_keys import SAMPLED
+from ..core.objectives import SAMPLED
 from ..core.sequence import Row
 from .files import Blob, Part, is_data_file, sniff
 from .formats import Format, known_columns

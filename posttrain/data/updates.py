@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from ..core.errors import RowError, UserError
-from ..core.reinforce_keys import updates_per_batch
+from ..core.objectives import updates_per_batch
 from ..core.sequence import Row
 from .batch import Batch, HeldRows, Opened, Outcome, settle
 from .judge import HEAD_ROWS, OVERLONG, Head, smallest_keeping

@@ -78,7 +78,7 @@ def _hash(work: Any, answers: queue.Queue) -> None:
 
 def _renderer_of(spec: Any, settings: Any):
     """A maker of renderers from the tokenizer's spec and the settings that rendering follows."""
-    from ..core.reinforce_keys import SAMPLED
+    from ..core.objectives import SAMPLED
     from .prompts import PromptRenderer
     from .render import Renderer
 

@@ -187,7 +187,8 @@ def test_folders_without_data_and_things_that_are_no_file(here):
      "a number above 0 and below 1, as in PATH@0.2"),
     ("a.jsonl[#0]", "the data names a number of rows that has no meaning", "'0'", "1 or more, as in PATH[#500]"),
     ("a.jsonl[#1e3]", "the data names a number of rows that has no meaning", "'1e3'", "1 or more, as in PATH[#500]"),
-    ("builtin:nothing", "there is no embedded data of this name", "", "builtin:rows, builtin:prose, builtin:held_out"),
+    ("builtin:nothing", "there is no embedded data of this name", "",
+     "builtin:rows, builtin:prose, builtin:held_out, builtin:facts, builtin:general"),
 ])
 def test_specs_without_a_meaning(spec, message, found, expected):
     put("a.jsonl", GOOD)

@@ -60,13 +60,13 @@ def test_a_quantized_model_names_its_package(base):
 
 
 @pytest.mark.parametrize(("name", "text", "said"), [
-    ("config.json", "{not json", "the model folder cannot be read"),
+    ("config.json", "{not json", "config.json is not valid JSON"),
     ("config.json", "{}", "transformers cannot build this model"),
     ("model.safetensors", "short", "the model folder cannot be read")])
 def test_a_damaged_folder(base, name, text, said):
     (base / name).write_text(text)
     error = refused(base)
-    assert error.message == said and error.where == str(base) and error.fix
+    assert error.message == said and error.where.startswith(str(base)) and (error.fix or error.expected)
 
 
 @pytest.mark.parametrize(("text", "said"), [

@@ -63,7 +63,8 @@ def cut_back(run: Run, step: int, tmp_path) -> str:
 def test_the_folder_of_a_run(train, method):
     run = train(method=method)
     made = {p.name for p in run.path.iterdir()}
-    assert made == {"config.yaml", "ledger.json", "metrics.jsonl", "rejected.jsonl", "run.json", "tokenizer", "model"}
+    assert made == {"config.yaml", "ledger.json", "metrics.jsonl", "rejected.jsonl", "run.json", "tokenizer", "model",
+                    "masks.jsonl", "report.html"}
     plain = {"config.json", "model.safetensors"}
     peft = {"adapter_config.json", "adapter_model.safetensors", "base.json"}
     assert {p.name for p in run.model_path.iterdir()} == (plain if method == "full" else peft) | {
@@ -77,7 +78,7 @@ def test_metrics_have_these_keys_and_no_others(train):
     assert [line["step"] for line in run.metrics] == [1, 2, 3, 4, 5, 6]
     for line in run.metrics:
         validated = line["step"] in (4, 6)  # every four, and the last
-        assert list(line) == KEYS + ["eval_loss"] * validated
+        assert list(line) == KEYS + ["eval_loss", "eval_stops"] * validated
         assert line["tokens_per_second"] == pytest.approx(line["tokens"] / line["seconds"])
         assert 0 < line["trained_tokens"] < line["tokens"] and line["grad_norm"] > 0
     assert run.status["eval_loss_before"] > run.status["eval_loss"] == run.metrics[-1]["eval_loss"]
