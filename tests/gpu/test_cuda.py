@@ -35,7 +35,7 @@ def test_the_embedded_model_packs(dtype):
     assert forward.flat
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_a_run_learns_and_answers(method, tmp_path):
     run = posttrain.sft(method=method, device="cuda", max_steps=20, learning_rate=1e-3, output_dir=tmp_path / "run")
     losses = [line["loss"] for line in run.metrics]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import weakref
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -65,7 +66,8 @@ def test_plain_libraries_give_the_same_logits(train, trained, tiny_model, method
     assert (loaded - logits(AutoModelForCausalLM.from_pretrained(tiny_model))).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora", pytest.param("qlora", marks=pytest.mark.skipif(
+    not find_spec("bitsandbytes"), reason="pip install 'posttrain[qlora]'"))])
 def test_in_two_bytes_the_answers_are_those_of_training(make_model, train, trained, tmp_path, method):
     base = tmp_path / "half"
     shutil.copytree(make_model("for_half"), base)

@@ -101,6 +101,13 @@ def test_the_codes_are_the_files(make_model, tmp_path):
                for n, c in codes[0].items())
 
 
+def test_a_target_that_matches_nothing(tiny_model):
+    with pytest.raises(UserError, match="a LoRA target matches no layer") as e:
+        policy_of(tiny_model, lora_target_modules=["q_prj", "v_proj"])
+    assert (e.value.where, e.value.found) == ("lora_target_modules", "q_prj")
+    assert e.value.fix.startswith("nearest: q_proj") and "down_proj, gate_proj" in e.value.expected
+
+
 def test_what_is_packed_and_what_is_not(tiny_model):
     policy = policy_of(tiny_model, dtype="bfloat16")
     frozen = [p for p in policy.model.parameters() if not p.requires_grad]
