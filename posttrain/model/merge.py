@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from ..core.errors import UserError
 from .export import generation_config
 from .policy import Policy, open_model
 from .resolve import ModelRef
@@ -20,6 +21,9 @@ def merged_policy(ref: ModelRef, *, device: str = "auto", trust_remote_code: boo
     PEFT does the arithmetic, in float32 whatever the base is stored in: rounding comes last, and once.
     """
     policy = open_model(ref, dtype="float32", device=device, trust_remote_code=trust_remote_code, unpacked=True)
+    if "score" in policy.heads:
+        raise UserError("a reward model's score cannot be merged into a model that writes", where=ref.name,
+                        found="a checkpoint of `posttrain reward`", fix="finish the run: its model folder holds both")
     policy.model = policy.model.merge_and_unload(safe_merge=True).eval()
     return policy
 

@@ -176,6 +176,20 @@ def test_what_cannot_be_merged(half, train, here, tiny_model):
     assert not (run.path / "merged").exists() and not list(run.path.glob(".*"))
 
 
+def test_a_reward_model_is_not_merged(half, train, here, tmp_path):
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"say {i}", "chosen": "red.", "rejected": "blue."}) + "\n"
+                            for i in range(16)))
+    run = posttrain.reward(model=half(), data=rows, method="lora", max_steps=2, batch_size=4, dtype="float32",
+                           save_steps=1, output_dir=tmp_path / "run")
+    with pytest.raises(UserError, match="a reward model's score cannot be merged into a model that writes") as e:
+        merge(run.checkpoints[0])
+    assert e.value.fix == "finish the run: its model folder holds both"
+    with pytest.raises(UserError):
+        merge(run.path)
+    assert not (run.path / "merged").exists()
+
+
 def test_the_questions_are_the_same_every_time():
     assert len(set(fixed_questions(20))) == 20 and fixed_questions(20) == fixed_questions(20)
     assert len(set(fixed_questions(100))) == 100 and BOUND == 1e-4
