@@ -28,7 +28,7 @@ METHODS = {
     "dora": {"method": "lora", "use_dora": True}, "qlora": {"method": "qlora"},
     "qlora with dora": {"method": "qlora", "use_dora": True}, "grown": {"method": "lora", "chat_template": "chatml"},
     "qlora grown": {"method": "qlora", "chat_template": "chatml"}}
-# Largest |Δlogit| in float32 as a share of the largest |logit|, for every method; docs/memory.md has the figures.
+# Largest |Δlogit| in float32 as a share of the largest |logit|, for every method; docs/memory.md has them.
 STATED = 5e-6
 
 
