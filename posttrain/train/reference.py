@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import chain, islice
@@ -23,7 +23,6 @@ from ..model.checkpoint import writing
 from ..model.forward import Forward, Outputs
 from ..model.halves import split
 from ..model.policy import Policy
-from ..model.shard import is_sharded
 from .pairs import answer_sums
 from .update import lay_packs
 
@@ -87,26 +86,30 @@ class Remembered:
     def learn(self, forward: Forward, updates: Iterable[list[Pack]]) -> int:
         """Log-probs of the answers that are not yet known, from the policy as it is now -> how many were computed.
 
-        Of several processes, which all see the same packs, each computes its share; all of them where the model is in
-        shards, because every forward then takes every process.
+        Of several processes, which all see the same packs, each computes its share, and as many forwards.
         """
-        whole = is_sharded(forward.model)
-        was_training, before, turn = forward.model.training, len(self.known), 0
+        was_training, before, world = forward.model.training, len(self.known), ranks.world()
         forward.model.eval()
-        for pack in chain.from_iterable(updates):
-            keys = _keys(pack)
-            if new := [i for i, key in enumerate(keys) if key not in self.known]:
-                sums = [0.0] * len(keys)
-                if whole or turn % ranks.world() == ranks.rank():
-                    here = pack.to(forward.device)
-                    sums = answer_sums(forward(here, ("logprobs",)).logprobs_T, here).tolist()
-                self.known |= {keys[i]: sums[i] for i in new}
-                turn += 1
+        fresh = self._fresh(chain.from_iterable(updates))
+        while turn := list(islice(fresh, world)):
+            mine = ranks.rank() < len(turn)
+            pack, new = turn[ranks.rank() if mine else 0]
+            here = pack.to(forward.device)
+            sums = answer_sums(forward(here, ("logprobs",)).logprobs_T, here).tolist()
+            if mine:
+                self.known |= {key: sums[i] for key, i in new.items()}
         forward.model.train(was_training)
         made = list(self.known)[before:]
-        if not whole:
-            self.known |= dict(zip(made, ranks.add_up([self.known[key] for key in made]), strict=True))
+        totals = ranks.add_up([self.known[key] for key in made])
+        self.known |= dict(zip(made, totals, strict=True))
         return len(made)
+
+    def _fresh(self, packs: Iterable[Pack]) -> Iterator[tuple[Pack, dict[bytes, int]]]:
+        """Packs with answers that are not known, and which; from then on they are, as 0 until they are computed."""
+        for pack in packs:
+            if new := {key: i for i, key in enumerate(_keys(pack)) if key not in self.known}:
+                self.known |= dict.fromkeys(new, 0.0)
+                yield pack, new
 
     def save(self) -> None:
         """Write them whole or not at all."""

@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parent))
 from test_layout import model, sequences  # noqa: E402
+from test_layout_of_pairs import OBJECTIVES as PREFERENCES  # noqa: E402
+from test_layout_of_pairs import atoms  # noqa: E402
 
+import posttrain  # noqa: E402
 from posttrain.core import ranks  # noqa: E402
+from posttrain.model.heads import make_heads  # noqa: E402
 from posttrain.model.probe import prepare_forward  # noqa: E402
 from posttrain.model.shard import shard_model  # noqa: E402
 from posttrain.train.objective import Models  # noqa: E402
 from posttrain.train.objectives.sft import SFT  # noqa: E402
 from posttrain.train.optim import MasterAdamW  # noqa: E402
+from posttrain.train.reference import Remembered  # noqa: E402
 from posttrain.train.sharded import ShardedAdamW  # noqa: E402
 from posttrain.train.share import share_packs  # noqa: E402
-from posttrain.train.update import accumulate, evaluate  # noqa: E402
+from posttrain.train.update import accumulate, evaluate, lay_packs  # noqa: E402
 
 ROWS = {"eight": slice(0, 8), "seven": slice(0, 7), "one": slice(4, 5)}  # of one row another process gets nothing
 
@@ -48,24 +55,49 @@ def update(kind: str, dtype: torch.dtype, rows: slice, room: int) -> dict[str, f
     return found
 
 
+def preference(name: str, kind: str) -> dict[str, float]:
+    """One update of an objective on pairs in float64 -> its means, the gradient's norm, a sum over the weights."""
+    objective = PREFERENCES[name]
+    made = model(torch.float64, lora=kind == "lora")
+    apart = kind == "sharded" and ranks.world() > 1
+    if apart:
+        shard_model(made, torch.float64, torch.device("cpu"))
+    forward, _ = prepare_forward(made)
+    forward.heads = make_heads(made, objective.needs, 0)
+    names = [*made.named_parameters(), *forward.heads.named_parameters("heads")] if forward.heads else [
+        *made.named_parameters()]
+    optimizer = (ShardedAdamW if apart else MasterAdamW)(names, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0)
+    reference = Remembered(Path("nowhere"))
+    rows = objective.arrange(atoms())
+    if objective.referenced:
+        reference.learn(forward, [lay_packs(rows, 140)])
+    models = Models(forward, reference)
+    (packs,) = objective.collect(share_packs(rows, 140), models)
+    optimizer.begin(len(packs))
+    means = accumulate(models, objective, packs, seed=0, step=1)
+    optimizer.sum_over_processes()
+    norm = optimizer.norm()
+    optimizer.step(1e-2, 0.0, norm)
+    weights = float(sum(optimizer.master(i).double().abs().sum() for i in range(len(optimizer.named))))
+    return means | {"norm": float(norm), "weights": weights}
+
+
 def everything() -> dict[str, dict[str, float]]:
     """Every combination by name."""
     dtypes = (torch.float64, torch.float32)
-    return {f"{kind} {str(dtype).removeprefix('torch.')} {name}": update(kind, dtype, rows, room=140)
+    pairs = {f"{kind} {name}": preference(name, kind) for kind in ("lora", "sharded") for name in PREFERENCES}
+    return pairs | {f"{kind} {str(dtype).removeprefix('torch.')} {name}": update(kind, dtype, rows, room=140)
             for kind in ("full", "lora", "sharded") for dtype in dtypes for name, rows in ROWS.items()}
 
 
 def train(work: Path, name: str, **values) -> None:
     """A short run of work's model on work's rows into work/NAME, its data loaded in this process."""
-    from conftest import InProcessLoader
-
-    import posttrain
-    import posttrain.data.loader
-
-    posttrain.data.loader.Loader = InProcessLoader
+    spec = spec_from_file_location("fixtures", Path(__file__).parents[1] / "conftest.py")
+    spec.loader.exec_module(fixtures := module_from_spec(spec))
     asked = {"model": work / "model", "data": str(work / "rows.json"), "max_steps": 4, "save_steps": 2, "batch_size": 7,
              "dtype": "float32", "learning_rate": 1e-3, "eval_split": 0.1, "pack_tokens": 128, "max_length": 128}
-    posttrain.sft(output_dir=work / name, **(asked | values if "resume" not in values else values))
+    with patch("posttrain.data.loader.Loader", fixtures.InProcessLoader):
+        posttrain.sft(output_dir=work / name, **(asked | values if "resume" not in values else values))
 
 
 if __name__ == "__main__":

@@ -77,6 +77,14 @@ def test_ranks_change_nothing(results, kind, dtype, rows_of):
     assert alone["loss 1"] != alone["loss 2"]
 
 
+@pytest.mark.parametrize("kind", ["lora", "sharded"])
+@pytest.mark.parametrize("name", of_two.PREFERENCES)
+def test_ranks_change_nothing_of_what_learns_from_preferences(results, kind, name):
+    alone, first, second = (found[f"{kind} {name}"] for found in results)
+    assert first == second and alone["norm"] > 0
+    assert first == pytest.approx(alone, rel=1e-9, abs=1e-12)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", ["two", "onto-two", "onto-one"])
 def test_a_run_in_two_processes_is_the_run(work, method, way):

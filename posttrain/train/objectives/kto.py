@@ -73,11 +73,12 @@ class KTO(Objective):
         model.eval()
         for pack in packs:
             mismatched = pack.columns["mismatch"] > 0
-            if mismatched.any() and not pack.idle:
+            if mismatched.any():  # an idle pack too: the others' forwards may wait for this one
                 here = pack.to(models.policy.device)
                 now_S = answer_sums(models.policy(here, self.needs).logprobs_T, here).cpu()
-                moved[0] += float((now_S - pack.columns["reference"])[mismatched].sum())
-                moved[1] += float(mismatched.sum())
+                if not pack.idle:
+                    moved[0] += float((now_S - pack.columns["reference"])[mismatched].sum())
+                    moved[1] += float(mismatched.sum())
         model.train(was_training)
         total, count = ranks.add_up(moved)
         z = max(0.0, total / count) if count else 0.0
