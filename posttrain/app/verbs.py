@@ -189,6 +189,15 @@ VERBS = {verb.name: verb for verb in (
     Verb("doctor", "which classic trouble a run has: the evidence, and what to change", "posttrain.app.doctor:main",
          words=("RUN",), options=(JSON,), examples=("posttrain doctor runs/sft-1",),
          about="Exits 0 with nothing found, 1 with findings."),
+    Verb("plan", "what a run will hold and cost, before it starts: memory by part, disk, time, and what would fit",
+         "posttrain.app.plan:main", words=("MODEL",), keys=tuple(k for k in keys_of("sft") if k not in (
+             "model", "model_config", "output_dir", "resume", "allow_changes", "report_to", "logging_steps")),
+         options=(Option("memory", "float", None, "plan for a GPU of so many GiB instead of this machine", least=0),
+                  JSON),
+         examples=("posttrain plan Qwen/Qwen3-0.6B --data my_rows.json --method full",
+                   "posttrain plan folder/config.json --method qlora --memory 24"),
+         about="MODEL is any folder or file with a config.json (no weights, no tokenizer needed), a run, or a hub id. "
+               "Exits 0 whether it fits or not."),
     Verb("env", "versions, processor, memory, GPU, disk: what a bug report needs, and no secrets",
          "posttrain.app.env:main", options=(JSON,), examples=("posttrain env",)),
 )}

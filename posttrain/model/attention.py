@@ -31,6 +31,11 @@ HARMLESS = {"position_ids", "use_cache", "cache_position", "output_attentions", 
             "output_router_logits", "num_items_in_batch", "cache"}
 
 
+def costliest_length(max_length: int, few_shapes: bool) -> int:
+    """Length of the sequences that attention keeps most of, per token: the longest, but for plain products on CPU."""
+    return min(max_length, SHORT) if few_shapes else max_length
+
+
 class UnknownAttention(ValueError):
     """A model asked its attention for something this module does not know; the load probe then falls back."""
 
@@ -46,7 +51,7 @@ class Layout:
 
     bounds: list[int]
     device: torch.device
-    few_shapes: bool = False
+    few_shapes: bool = False  # on CPU in bf16
     padding: int = 0  # tokens after the last sequence that attend to nothing
     masks: dict = field(default_factory=dict)
     cu_seqlens: torch.Tensor | None = None
@@ -221,7 +226,7 @@ def _causal(q, k, v, scale, window, special, layout):
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if softcap is not None or sinks is not None:
         return _explicit(q, k, v, scale, window or length, softcap, sinks, dropout, layout).transpose(1, 2)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and length <= SHORT and dropout == 0.0:
+    if layout.few_shapes and length <= SHORT and dropout == 0.0:
         batch, kv_heads, _, width = k.shape
         mask = _additive(layout, length, window or length, groups, q.dtype)
         out = _ShortCausal.apply(q.reshape(batch * kv_heads, groups * length, width),
@@ -229,8 +234,11 @@ def _causal(q, k, v, scale, window, special, layout):
                                  v.reshape(batch * kv_heads, length, v.shape[-1]), mask, scale)
         return out.view(batch, kv_heads * groups, length, v.shape[-1]).transpose(1, 2)
     mask = None if window is None else layout.window_mask(length, window)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None,
-                                         scale=scale, enable_gqa=groups > 1)
+    if q.is_meta:  # torch would not choose the fused kernel for a tensor without bytes
+        out, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, dropout, mask is None, scale=scale)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None,
+                                             scale=scale, enable_gqa=groups > 1)
     return out.transpose(1, 2)
 
 
@@ -239,7 +247,8 @@ def _additive(layout, length, window, groups, dtype):
     known = layout.masks.get((length, window, groups))
     if known is None:
         allowed = layout.window_mask(length, window)
-        known = torch.zeros(length, length, dtype=dtype).masked_fill_(~allowed, float("-inf")).repeat(groups, 1)
+        known = torch.zeros(length, length, dtype=dtype, device=allowed.device).masked_fill_(
+            ~allowed, float("-inf")).repeat(groups, 1)
         layout.masks[length, window, groups] = known
     return known
 

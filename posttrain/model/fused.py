@@ -15,14 +15,16 @@ import torch.nn.functional as F
 
 # Elements worked on at once on CPU: their float32 copies stay in a core's cache (bench of 2,048 × 256 to 16,384 × 128).
 PIECE = 1 << 18
+meta_counts = "cpu"  # the device whose memory is counted on the meta device
 
 
-def fuse(model) -> int:
+def fuse(model, twin=lambda module: module) -> int:
     """Replace the forwards of norms and gated MLPs that compute what ours do -> how many were replaced.
 
     Each class (and width) is tried on random rows first; one whose result differs in a single bit, such as Gemma's
     norm, which scales by 1 + w, keeps its own: what is trained so is what any other tool serves (test_fused.py).
-    float64 models keep their own everywhere, since transformers' norms compute in float32 even there.
+    float64 models keep their own everywhere, since transformers' norms compute in float32 even there. `twin` gives the
+    module that is tried in a module's place.
     """
     found, verdicts = 0, {}
     for module in model.modules():
@@ -32,7 +34,7 @@ def fuse(model) -> int:
             weight = next(module.parameters())
             key = type(module), weight.shape, weight.dtype, weight.device
             if key not in verdicts:
-                verdicts[key] = _agrees(module, forward)
+                verdicts[key] = _agrees(twin(module), forward)
             if verdicts[key]:
                 module.forward = MethodType(forward, module)
                 found += 1
@@ -113,15 +115,15 @@ class _RMSNorm(torch.autograd.Function):
         return dx_ND.view(grad.shape), dw.to(weight.dtype), None
 
 
-def _pieces(x_ND: torch.Tensor) -> list[slice]:
-    rows = max(1, PIECE // x_ND.shape[1]) if x_ND.device.type == "cpu" else len(x_ND)
-    return [slice(a, a + rows) for a in range(0, len(x_ND), max(1, rows))]
-
-
 def row_pieces(x_ND: torch.Tensor) -> list[slice]:
-    """Slices over the rows of [N, D] that are worked on at once: a few on CPU, all on CUDA."""
-    rows = max(1, PIECE // x_ND.shape[1]) if x_ND.device.type == "cpu" else max(1, len(x_ND))
-    return [slice(a, a + rows) for a in range(0, len(x_ND), rows)]
+    """Slices over the rows of [N, D] that are worked on at once: a few on CPU, all on CUDA.
+
+    On torch's meta device, where memory is counted and nothing is computed, the first piece stands for all.
+    """
+    kind = meta_counts if x_ND.is_meta else x_ND.device.type
+    rows = max(1, PIECE // x_ND.shape[1]) if kind == "cpu" else max(1, len(x_ND))
+    pieces = [slice(a, a + rows) for a in range(0, len(x_ND), rows)]
+    return pieces[:1] if x_ND.is_meta else pieces
 
 
 def _mlp(self, x):

@@ -134,6 +134,19 @@ def from_scratch(architecture: str | Path, *, vocab_size: int, special: dict[str
     return made.to(device=device, dtype=dtype).eval()
 
 
+def config_of(settings, ref: ModelRef | None, vocab_size: int):
+    """The transformers config of a run's model: that of its base, or of an architecture file."""
+    if ref is not None:
+        try:
+            return AutoConfig.from_pretrained(ref.base, trust_remote_code=settings.trust_remote_code)
+        except (OSError, ValueError, KeyError) as e:
+            raise UserError("no config of a model can be read here", where=ref.base, found=str(e).split("\n")[0],
+                            expected="a config.json with a model_type that transformers knows") from None
+    config = read_architecture(settings.architecture)
+    config["vocab_size"] = max(int(config.get("vocab_size", 0)), vocab_size)
+    return AutoConfig.for_model(config.pop("model_type"), **config)
+
+
 def read_architecture(path: str | Path) -> dict[str, Any]:
     """The config keys of a from-scratch model; the file must exist and name a model_type that transformers knows."""
     file = Path(path)

@@ -34,6 +34,12 @@ class Memory:
             PEAK.write_text("5")
         return cls(device, psutil.Process().memory_info().rss)
 
+    def now(self) -> int:
+        """Bytes held now above what was held at `begin`."""
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device) - self.held
+        return max(0, psutil.Process().memory_info().rss - self.held)
+
     def peak(self) -> int:
         """Bytes held at most since `begin`, above what was held then."""
         if self.device.type == "cuda":

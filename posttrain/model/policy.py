@@ -93,13 +93,18 @@ def build_policy(settings: Settings, ref: ModelRef | None, *, vocab_size: int, n
     if settings.method == "full":
         model.requires_grad_(True)
     if settings.gradient_checkpointing:
-        causal = model.get_base_model() if settings.adapts else model
-        if hasattr(causal, "activation_checkpointing_enable"):
-            causal.activation_checkpointing_enable({"use_reentrant": False})
-        else:  # its name before transformers 5.2x
-            causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     model.train()
     return Policy(model, ref, dtype, device, stored, notes, base=base)
+
+
+def recompute_activations(model) -> None:
+    """Keep only each layer's input from now on (Chen et al. 2016): gradient checkpointing."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if hasattr(causal, "activation_checkpointing_enable"):
+        causal.activation_checkpointing_enable({"use_reentrant": False})
+    else:  # its name before transformers 5.2x
+        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _check_method(settings: Settings, ref: ModelRef) -> BaseFacts | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from ..core import ranks
@@ -23,6 +24,7 @@ from .nonfinite import blame, finite
 from .objective import Models, Objective
 from .optim import MasterAdamW
 from .record import Record
+from .room import KEYS, within_memory
 from .schedule import learning_rate, warmup_updates
 from .share import count_tokens, even_packs, share_packs
 from .update import accumulate, evaluate
@@ -77,6 +79,8 @@ class Loop:
     say: Say = lambda line: None
     should_stop: Callable[[], bool] = lambda: False
     decode: Callable[[list[int]], str] = str
+    hold: Callable[[int], list[Pack]] = lambda pack_tokens: []  # the held-out rows in packs of so many tokens
+    remark: Callable[[str], None] = lambda text: None
     settled: int = -1  # the optimizer's steps at the state's update: more of them, and the weights are beyond it
     sampler: Callable[[], tuple[list[dict[str, Any]], dict[str, float]]] | None = None
 
@@ -89,7 +93,7 @@ class Loop:
         self.clock = time.perf_counter()  # an update's seconds hold the wait for its rows, not validation or saving
         for batch in self.loader.batches(start=self.state.step // self.objective.updates):
             before, step = self.state.step, batch.step * self.objective.updates
-            line = self.updates(batch, before) | {"step": step}
+            line = within_memory(self, partial(self.updates, batch, before)) | {"step": step}
             self.state.ledger.merge(batch.ledger)  # only now: the state is never that of half an update
             self.record.rejected(batch.rejected, step)
             self.state.step, self.state.epoch, self.state.objective = step, batch.epoch, self.objective.state
@@ -169,6 +173,18 @@ class Loop:
 
     def validate(self) -> dict[str, float]:
         """What the objective finds on the held-out rows: `eval_loss`, of most its mean loss, and what else it tells."""
+        return within_memory(self, self._validate)
+
+    def change_layout(self, change: dict[str, Any]) -> None:
+        """Go on with other values of keys that change memory and not the result; checkpoints hold them."""
+        self.settings = self.settings.model_copy(update=change)
+        self.pack_tokens = self.settings.pack_tokens
+        self.held = self.hold(self.pack_tokens)
+        self.facts["in_force"] = {key: getattr(self.settings, key) for key in KEYS}
+        conditions = self.facts["conditions"]
+        conditions["layout"] = conditions["layout"] | {"pack_tokens": self.pack_tokens}
+
+    def _validate(self) -> dict[str, float]:
         found = self.objective.validate(self.held, self.models) or {
             f"eval_{name}": value for name, value in evaluate(self.models, self.objective, self.held).items()
             if name != "units"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -97,8 +98,7 @@ class MasterAdamW:
     def step(self, rate: float, max_norm: float, norm: torch.Tensor) -> None:
         """One update with the gradient clipped to `max_norm` (0: never), given its norm."""
         if not self.moments[0]:
-            self.moments = tuple([torch.zeros_like(p.data, dtype=torch.promote_types(p.dtype, torch.float32))
-                                  for _, p in self.named] for _ in range(2))
+            self.moments = self._fresh_moments()
         scale = max_norm / float(norm) if max_norm and float(norm) > max_norm else 1.0
         self.steps += 1
         batch: list[tuple[int, int, int]] = []  # (parameter, from, to): pieces of one call, alike in decay
@@ -116,13 +116,22 @@ class MasterAdamW:
             self._apply(batch, room, rate, decays, scale)
         self.begin(1)
 
-    @torch.no_grad()
-    def rehearse(self) -> None:
-        """A step that takes what a step takes and changes nothing: masters are dropped, fresh moments given back."""
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """Inside it moments are there from the first backward on, and a step changes nothing: masters are dropped."""
         steps, moments = self.steps, self.moments
         self._dry = "restored" if moments[0] else "fresh"
-        self.step(0.0, 1.0, self.norm())
-        self.steps, self.moments, self._dry = steps, moments, ""
+        if not moments[0]:
+            self.moments = tuple([m.zero_() for m in kind] for kind in self._fresh_moments())  # touched: held from here
+        try:
+            yield
+        finally:
+            self.begin(1)
+            self.steps, self.moments, self._dry = steps, moments, ""
+
+    def _fresh_moments(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        return tuple([torch.zeros_like(p.data, dtype=torch.promote_types(p.dtype, torch.float32))
+                      for _, p in self.named] for _ in range(2))
 
     def gradient(self, i: int) -> torch.Tensor | None:
         """The gradient of parameter i, summed or as it came."""

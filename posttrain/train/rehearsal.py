@@ -11,39 +11,98 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..core import ranks
 from ..core.config import Settings
 from ..core.errors import UserError
 from ..core.pack import Pack, make_pack
 from ..core.sequence import Sequence
 from ..data.judge import Head
-from ..model.attention import SHORT
+from ..model.attention import costliest_length
+from ..model.device import choose_dtype
 from ..model.forward import aligned
-from ..model.memory import Memory, size
+from ..model.load import config_of
+from ..model.memory import Memory, available, size
 from ..model.policy import Policy
-from ..model.resolve import list_checkpoints
+from ..model.resolve import ModelRef, list_checkpoints
 from .loop import Loop
 from .objective import Models, Objective
 from .optim import MasterAdamW
+from .plan import MOST, Planner, told
+from .room import give_way, in_force, no_memory
 from .update import accumulate, evaluate
 
+Note = Callable[[str], None]
+SURELY = 0.9  # a plan is within a tenth of what is measured (docs/memory.md): what is above by more surely fails
 FEW = 128  # tokens of the pack that makes the sums of gradients exist before the large one runs
 
 
-def hold_rehearsal(loop: Loop, policy: Policy, head: Head, memory: Memory, note: Callable[[str], None]) -> None:
-    """The largest update that the run can have, made up, before the first real one; and room on the disk."""
+def settle_memory(settings: Settings, folder: Path, ref: ModelRef | None, objective: Objective, vocab_size: int,
+                  memory: Memory, note: Note) -> tuple[Settings, Planner]:
+    """Settings with `pack_tokens` a number, and the arithmetic of the run's memory, before a weight is loaded.
+
+    `auto` takes the most that four fifths of the free memory hold. Weights and optimizer that surely do not fit stop
+    the run here: on CPU the system would end it without a word.
+    """
+    if changed := in_force(settings, folder):
+        for key, value in changed.items():
+            if getattr(settings, key) != value:
+                note(f"{key} = {str(value).lower()}: in force at the checkpoint, since memory had run out")
+        settings = settings.model_copy(update=changed)
+    config = config_of(settings, ref, vocab_size)
+    planner = Planner(config, settings, choose_dtype(settings.dtype, memory.device)[0], memory.device.type == "cpu",
+                      objective.needs)
+    free = available(memory.device)
+    if settings.pack_tokens == "auto":
+        most = planner.largest_pack(settings.method, settings.gradient_checkpointing, True, free * 4 // 5)
+        tokens = -int(ranks.largest([-(most or settings.longest)])[0])  # the least that any process has room for
+        note(f"pack_tokens = {tokens}: the most, of at most {MOST:,}, that is planned within four fifths of "
+             f"{size(free)} free")
+        planner.settings = settings = settings.model_copy(update={"pack_tokens": tokens})
+    if ranks.world() == 1 and planner.least(settings.method) > free:
+        raise impossible(planner, settings.longest, True, free, planner.least(settings.method))
+    return settings, planner
+
+
+def impossible(planner: Planner, tokens: int, several: bool, free: int, needed: int) -> UserError:
+    """The error of a run that does not fit, with the smallest change that would make it fit."""
+    settings, where = planner.settings, "this machine" if planner.cpu else "the GPU"
+    return UserError(f"the run does not fit in the memory of {where}", where=f"method: {settings.method}, pack_tokens: "
+                     f"{settings.pack_tokens}", found=f"{size(needed)} planned, {size(free)} free",
+                     fix=told(planner.change(several, free)))
+
+
+def hold_rehearsal(loop: Loop, policy: Policy, head: Head, memory: Memory, planner: Planner, chosen: bool,
+                   note: Note) -> None:
+    """The largest update that the run can have, made up, before the first real one; and room on the disk.
+
+    Where the program has `chosen` pack_tokens, it takes less until the rehearsal fits.
+    """
     settings, left = loop.settings, loop.total - loop.state.step
     shipped = sum(p.numel() for p in policy.model.parameters() if p.requires_grad) * policy.stored.itemsize
     check_disk(loop.record.folder, loop.optimizer, shipped, settings, left)
-    began = time.perf_counter()
-    tokens, several = largest_pack(settings, head, loop.loader.total, per_row(loop.objective))
-    if settings.is_sampled:  # what will be sampled is not known yet: every answer as long as it may be
-        answers = -(-settings.batch_size * loop.objective.group // settings.minibatches)
-        tokens, several = min(settings.pack_tokens, answers * settings.longest), True
-    rehearse(loop.models, loop.objective, loop.optimizer, tokens, settings.longest, several=several,
-             validates=bool(loop.held))
-    loop.record.status(memory={"rehearsed": memory.peak(), "tokens": tokens})
-    note(f"memory: {size(memory.peak())} at most in a rehearsal of {tokens:,} tokens"
-         f" ({time.perf_counter() - began:.1f} s)")
+    while True:
+        began = time.perf_counter()
+        tokens, several = largest_pack(loop.settings.pack_tokens, head, loop.loader.total)
+        if settings.is_sampled:  # what will be sampled is not known yet: every answer as long as it may be
+            answers = -(-settings.batch_size * loop.objective.group // settings.minibatches)
+            tokens, several = min(loop.settings.pack_tokens, answers * settings.longest), True
+        planned = planner.sizes(settings.method, tokens, loop.settings.gradient_checkpointing, several)
+        free = available(memory.device) + memory.now()
+        if ranks.world() == 1 and planned.exact and planned.peak * SURELY > free:
+            raise impossible(planner, tokens, several, free, planned.peak)
+        try:
+            rehearse(loop.models, loop.objective, loop.optimizer, tokens, settings.longest, several=several,
+                     validates=bool(loop.held))
+        except torch.cuda.OutOfMemoryError as e:
+            said = str(e).split("\n")[0][:200]
+        else:
+            break
+        if not chosen:
+            raise no_memory(loop.settings, said)
+        give_way(loop, said)
+    loop.record.status(memory={"planned": planned.peak, "rehearsed": memory.peak(), "tokens": tokens})
+    note(f"memory: {size(planned.peak)} planned, {size(memory.peak())} at most in a rehearsal of {tokens:,} tokens "
+         f"({time.perf_counter() - began:.1f} s)")
 
 
 def rehearse(models: Models, objective: Objective, optimizer: MasterAdamW, tokens: int, max_length: int, *,
@@ -60,9 +119,10 @@ def rehearse(models: Models, objective: Objective, optimizer: MasterAdamW, token
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         made = [made_up_pack(n, longest, vocabulary, per_row(objective)) for n in sizes]
         made = objective.rehearsed(made, models)
-        optimizer.begin(len(made))
-        accumulate(models, objective, made, seed=0, step=0)
-        optimizer.rehearse()
+        with optimizer.rehearsing():
+            optimizer.begin(len(made))
+            accumulate(models, objective, made, seed=0, step=0)
+            optimizer.step(0.0, 1.0, optimizer.norm())
         if validates:
             evaluate(models, objective, made[-1:])
 
@@ -70,11 +130,6 @@ def rehearse(models: Models, objective: Objective, optimizer: MasterAdamW, token
 def per_row(objective: Objective) -> int:
     """Sequences that a row becomes: two where it is a pair."""
     return 2 if "pair" in objective.rows else 1
-
-
-def costliest_length(max_length: int, few_shapes: bool) -> int:
-    """Length of the sequences that attention keeps most of, per token: the longest, but for plain products on CPU."""
-    return min(max_length, SHORT) if few_shapes else max_length
 
 
 def made_up_pack(tokens: int, longest: int, vocabulary: int, per_atom: int = 1) -> Pack:
@@ -90,20 +145,18 @@ def made_up_pack(tokens: int, longest: int, vocabulary: int, per_atom: int = 1) 
     return pack
 
 
-def largest_pack(settings: Settings, head: Head, updates: int, row: int = 1) -> tuple[int, bool]:
-    """(tokens of the largest pack that a run of so many updates can have, whether one may be several packs).
+def largest_pack(pack_tokens: int, head: Head, updates: int) -> tuple[int, bool]:
+    """(tokens of the largest pack that a run of so many updates can have, whether an update may be several packs).
 
-    That is `pack_tokens`, or less where the update surely holds less: `batch_size` rows of `row` sequences of
-    `max_length`, or what was counted, where the head holds every update of the run.
+    That is `pack_tokens`, or less where the head holds every update of the run and the largest of them is smaller.
     """
-    most, mean = settings.batch_size * row * settings.max_length, 0.0
     if head.updates and len(head.updates) >= updates:
         most = max(head.updates)
-        return max(1, min(settings.pack_tokens, most)), most > settings.pack_tokens
-    if len(head.updates) > 1:  # four standard deviations above the mean: once in 30,000 updates
-        sizes = torch.tensor(head.updates, dtype=torch.float64)
-        mean = min(most, float(sizes.mean() + 4 * sizes.std()))
-    return min(settings.pack_tokens, most), (mean or most) > settings.pack_tokens
+        return max(1, min(pack_tokens, most)), most > pack_tokens
+    if len(head.updates) < 2:
+        return pack_tokens, True
+    sizes = torch.tensor(head.updates, dtype=torch.float64)
+    return pack_tokens, float(sizes.mean() + 4 * sizes.std()) > pack_tokens  # beyond: one update in 30,000
 
 
 def check_disk(folder: Path, optimizer: MasterAdamW, model_bytes: int, settings: Settings, updates: int) -> int:

@@ -38,7 +38,7 @@ from .objective import Objective
 from .optim import MasterAdamW
 from .record import Record, SilentRecord
 from .reference import open_reference, starting_weights
-from .rehearsal import hold_rehearsal
+from .rehearsal import hold_rehearsal, settle_memory
 from .restore import restore
 from .samples import make_sampler
 from .scoring import Score
@@ -126,6 +126,8 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     """
     set_determinism(settings)
     memory = Memory.begin(choose_device(settings.device)[0])
+    chosen = settings.pack_tokens == "auto"
+    settings, planner = settle_memory(settings, folder, ref, objective, spec.vocab_size, memory, note)
     loader.begin_files()
     new_tokens = [spec.control[token] for token in spec.new_tokens]
     policy = build_policy(settings, ref, vocab_size=spec.vocab_size, new_tokens=new_tokens,
@@ -134,7 +136,6 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     _tell_machine(settings, policy, note)
     if shards(settings):
         shard_model(policy.model, policy.dtype, policy.device, kept_wide(policy.model))
-    settings = settle_layout(settings, policy, note)
     if "scores" in objective.needs:
         check_classifier(policy.model.config)
     policy.heads = make_heads(policy.model, objective.needs, settings.seed)
@@ -170,10 +171,14 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     if objective.referenced:
         models.reference = open_reference(settings, forward, started, folder, loader, atoms, state.step, note,
                                           objective.arrange)
-    held = objective.held(share_packs(atoms, settings.pack_tokens), models) if atoms else []
-    loop = Loop(settings, models, objective, optimizer, loader, record, settings.pack_tokens, held=held,
-                held_rows=held_rows, state=state, facts=facts, decode=spec.decode, sampler=sampler)
-    hold_rehearsal(loop, policy, head, memory, note)
+
+    def hold(pack_tokens: int):
+        return objective.held(share_packs(atoms, pack_tokens), models) if atoms else []
+
+    loop = Loop(settings, models, objective, optimizer, loader, record, settings.pack_tokens,
+                held=hold(settings.pack_tokens), held_rows=held_rows, state=state, facts=facts, decode=spec.decode,
+                hold=hold, remark=note, sampler=sampler)
+    hold_rehearsal(loop, policy, head, memory, planner, chosen, note)
     return Session(loop, policy, spec, head, record, began, memory=memory)
 
 
@@ -183,16 +188,6 @@ def _optimizer(settings: Settings) -> type[MasterAdamW]:
     from .sharded import ShardedAdamW
 
     return ShardedAdamW
-
-
-def settle_layout(settings: Settings, policy: Policy, note: Note) -> Settings:
-    """Settings with `pack_tokens: auto` decided, so that the run's config.yaml, and a resume, hold the number."""
-    if settings.pack_tokens != "auto":
-        return settings
-    tokens, why = choose_pack_tokens(policy, settings.max_length)
-    tokens = -int(ranks.largest([-tokens])[0])  # the least that any process has room for
-    note(f"pack_tokens = {tokens}: {why}")
-    return settings.model_copy(update={"pack_tokens": tokens})
 
 
 def set_determinism(settings: Settings) -> None:
@@ -228,18 +223,3 @@ def _held_atoms(settings: Settings, loader: Loader, note: Note) -> tuple[list[li
                         found=f"{held.ledger.rows_read} rows read, all dropped")
     note(f"held out: {held.ledger.rows_trained:,} rows, {held.ledger.trained:,} tokens judged")
     return held.atoms, len({s.origin for s in held.sequences})
-
-
-def choose_pack_tokens(policy: Policy, max_length: int) -> tuple[int, str]:
-    """Tokens per forward for `auto`: as many, up to 16,384, as a quarter of the free memory holds the activations of.
-
-    A layer keeps about 16 values of the model's width and 3 of its inner width per token for the backward.
-    """
-    import psutil
-
-    config = policy.model.config.get_text_config()
-    wide, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    per_token = config.num_hidden_layers * (16 * wide + 3 * inner) * policy.dtype.itemsize
-    free = torch.cuda.mem_get_info()[0] if policy.device.type == "cuda" else psutil.virtual_memory().available
-    tokens = 1 << max(0, (free // 4 // per_token).bit_length() - 1)
-    return max(max_length, min(16384, tokens)), f"{free / 1e9:.1f} GB are free, about {per_token / 1e3:.0f} kB a token"

@@ -114,7 +114,11 @@ def test_every_token_of_a_whole_pack_is_trained(tiny_model, rows, tmp_path, in_p
     seen.clear()
     with pytest.raises(KeyboardInterrupt):
         run(tiny_model, rows, tmp_path / "b", pack_tokens=4000, max_steps=None, eval_split=0)
-    assert seen == [(8 * 64, 8 * 64, 64, True)]  # no update holds more
+    assert seen == [(4000, 4000, 64, True)]
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_model, rows, tmp_path / "c", pack_tokens=4000, max_steps=2, eval_split=0)
+    assert len(seen) == 1 and seen[0][0] < 200  # no update of this run holds more
 
 
 def test_a_made_up_pack_keeps_its_atoms_whole():
@@ -128,16 +132,11 @@ def head(*updates):
 
 
 def test_the_largest_pack_of_a_run():
-    settings = make_settings({"pack_tokens": 4096, "batch_size": 16})
-    assert largest_pack(settings, head(700, 900, 800), 3) == (900, False)  # every update was counted
-    assert largest_pack(settings, head(700, 5000), 2) == (4096, True)
-    assert largest_pack(settings, head(700, 900, 800), 4) == (4096, False)  # later ones are alike, not known
-    assert largest_pack(settings, head(2000, 4000, 3000), 4) == (4096, True)
-    assert largest_pack(settings, head(), 4) == (4096, True)
-    assert largest_pack(settings, head(), 4, row=2) == (4096, True)
-    small = make_settings({"pack_tokens": 4096, "batch_size": 2})
-    assert largest_pack(small, head(700, 900), 99) == (2048, False)
-    assert largest_pack(small, head(700, 900), 99, row=2) == (4096, False)
+    assert largest_pack(4096, head(700, 900, 800), 3) == (900, False)  # every update was counted
+    assert largest_pack(4096, head(700, 5000), 2) == (4096, True)
+    assert largest_pack(4096, head(700, 900, 800), 4) == (4096, False)  # later ones are alike, not known
+    assert largest_pack(4096, head(2000, 4000, 3000), 4) == (4096, True)
+    assert largest_pack(4096, head(), 4) == (4096, True)
 
 
 def test_a_disk_too_small_is_named_before_the_first_update(tiny_model, rows, tmp_path, in_process, monkeypatch):
