@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain import __version__
-from posttrain.app import benchmarks
+from posttrain.app import benchmarks, code
 from posttrain.app.arguments import Command
 from posttrain.app.runs import fresh_run
 from posttrain.app.screen import make_console, print_json
@@ -46,6 +46,8 @@ def main(command: Command) -> int:
     if options["num_fewshot"] is not None:
         raise UserError("num_fewshot changes nothing without benchmarks", where="command line",
                         fix="name --benchmarks, or drop --num_fewshot")
+    if ks := code.check(command):
+        return code.run(command, ks, _folder(settings.output_dir))
     console = make_console(to_stderr=options["json"])
     how = how_to_answer(command) | {"system": options["system"]}
     sets = [task_rows(command), *general_sets(command)]

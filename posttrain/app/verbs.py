@@ -159,12 +159,19 @@ VERBS = {verb.name: verb for verb in (
                                                 "text, and the rows of the baseline where it is a run"),
                   Option("max_forgetting", "float", 0.1, "relative drop of a general figure that the gate lets pass",
                          least=0),
+                  Option("code", "str", None, "instead of rows: code problems in the form of HumanEval (prompt, test, "
+                                              "entry_point) or MBPP (text, test_list)"),
+                  Option("allow_code_execution", "bool", False, "run what the model writes, in a sandbox that the "
+                                                                "kernel enforces"),
+                  Option("samples", "int", 1, "programs asked for each code problem", least=1),
+                  Option("k", "str", "1", "which pass@k are told, such as 1,10"),
                   Option("benchmarks", "list", [], "instead of rows: tasks of lm-evaluation-harness by name, or the "
                                                    "YAML file of one; a,b or repeated"),
                   Option("num_fewshot", "int", None, "examples before each question of a benchmark; default: the "
                                                      "task's own", least=0), JSON),
          examples=("posttrain eval builtin runs/sft-1 --data builtin:held_out",
                    "posttrain eval runs/sft-1 --benchmarks gsm8k,mmlu --limit 100",
+                   "posttrain eval runs/sft-1 --code HumanEval.jsonl.gz --allow_code_execution",
                    "posttrain eval Qwen/Qwen3-0.6B runs/sft-1 http://localhost:8000/v1#other --data test.jsonl --gate"),
          about="MODEL is a run, a checkpoint, an adapter, a Hugging Face folder, a hub id, or the URL of an "
                "OpenAI-compatible endpoint. Writes eval.json, answers.jsonl and report.html into output_dir "
