@@ -122,7 +122,7 @@ def _speed(device, dtype) -> float:
 
 
 def _print(console, found: dict[str, Any]) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from posttrain.model.memory import size
 
@@ -131,10 +131,10 @@ def _print(console, found: dict[str, Any]) -> None:
 
     say(f"{found['model']}: {found['parameters']:,} parameters; {found['dtype']} on {found['device']}, "
         f"{size(found['available_bytes'])} free; packs of {found['planned_tokens']:,} tokens")
-    table = Table("", *list(found["parts"]), "at most at once", "fits")
+    table = Table(Column(no_wrap=True), *list(found["parts"]), "at most at once", "fits", padding=(0, 0))
     for method, kinds in found["methods"].items():
         for kind, sizes in kinds.items():
-            name = method if kind == "plain" else f"{method}, gradient_checkpointing"
+            name = method if kind == "plain" else f"{method}, recomputed"
             table.add_row(name, *(size(n) for n in sizes["parts"].values()), size(sizes["peak_bytes"]),
                           "yes" if sizes["fits"] else "no")
     console.print(table)
