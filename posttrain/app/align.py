@@ -23,8 +23,8 @@ PAIRS = 1200
 SHARED = {"max_length": 128, "batch_size": 64, "lora_r": 16, "lr_scheduler_type": "constant"}
 STAGES: dict[str, dict[str, Any]] = {
     "reward": {"objective": "reward", "learning_rate": 1e-3, **SHARED},
-    "ppo": {"objective": "ppo", "learning_rate": 5e-4, "kl_coef": 0.1, "max_new_tokens": 48, "minibatches": 4,
-            "ppo_epochs": 2, "max_steps": 80, "early_stop_kl": 0.1, **SHARED},
+    "ppo": {"objective": "ppo", "learning_rate": 4e-4, "kl_coef": 0.15, "max_new_tokens": 48, "minibatches": 4,
+            "ppo_epochs": 2, "max_steps": 64, "early_stop_kl": 0.1, **SHARED},
     "dpo": {"objective": "dpo", "learning_rate": 5e-4, "beta": 0.2, **SHARED},
 }
 NAMES = {"preferred": "answers as preferred", "exact_match": "answers exactly, the phrase aside",

@@ -52,8 +52,6 @@ def idle_beside_sampling(settings: Any, is_set) -> str:
     """What is wrong with keys that mean nothing to a run on its own answers ('' when nothing is)."""
     if is_set("lora_dropout"):
         return "lora_dropout changes nothing: dropout is off where a policy is compared with itself; drop it"
-    if settings.processes > 1:
-        return ("processes: PPO and GRPO run in one process so far; drop it")
     if settings.method == "full":
         return ("method: full would need a model of its own for each role: PPO and GRPO train adapters on one base; "
                 "set method: lora")

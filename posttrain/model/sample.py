@@ -48,12 +48,13 @@ class _Choice:
     top_p: float
     seed: int
     on_token: OnToken | None
+    keys: list[int]
 
     def pick(self, logits_BV: torch.Tensor, indices: list[int], positions: list[int]):
         """Next ids of the rows of these prompts at these positions: ids_B on the device, ids and log-probs as lists."""
         uniform_B = None
         if self.temperature > 0:
-            numbers = uniform(self.seed, np.asarray(indices), np.asarray(positions))
+            numbers = uniform(self.seed, np.asarray([self.keys[i] for i in indices]), np.asarray(positions))
             uniform_B = torch.from_numpy(numbers).to(logits_BV.device)
         ids_B, logprobs_B = draw(logits_BV, uniform_B, self.temperature, self.top_k, self.top_p)
         return ids_B, ids_B.tolist(), logprobs_B.tolist()
@@ -69,19 +70,20 @@ class _Choice:
 @torch.no_grad()  # not inference_mode: a rotary cache made here may be used by a later training forward
 def generate(model, prompts: list[list[int]], *, max_new_tokens: int, stop_ids, temperature: float = 0.0,
              top_p: float = 1.0, top_k: int = 0, seed: int = 0, batch_size: int | None = None,
-             on_token: OnToken | None = None) -> list[Generation]:
+             on_token: OnToken | None = None, keys: list[int] | None = None) -> list[Generation]:
     """Continue each prompt until a stop id or `max_new_tokens`; B prompts of ids -> B Generations, in order.
 
     Rows share forwards, at most `batch_size` (default 64) at a time; a finished row leaves at once and a waiting one
-    takes its slot. Temperature 0 is greedy. Random numbers are keyed by (seed, prompt index, position), so a result
-    depends on neither the batch nor its size (test_sample.py::test_sampling_ignores_the_rest_of_the_batch).
+    takes its slot. Temperature 0 is greedy. Random numbers are keyed by (seed, prompt index or `keys`, position), so
+    a result depends on neither the batch nor its size (test_sample.py::test_sampling_ignores_the_rest_of_the_batch).
     `on_token(index, id)` is called for every new id, the stop id included. Models that keep another state than keys
     and values (state-space and hybrid models, prompt tuning) are sampled one by one through their own `generate`.
     """
     assert all(prompts), "a prompt needs at least one token"
     base = _plain_model(model)
     limits = _limits(base, prompts, max_new_tokens)
-    choice = _Choice(frozenset(stop_ids), temperature, top_k, top_p, seed, on_token)
+    choice = _Choice(frozenset(stop_ids), temperature, top_k, top_p, seed, on_token,
+                     list(range(len(prompts))) if keys is None else keys)
     results = [Generation() for _ in prompts]
     with sampling(model):
         if one_by_one_reason(model):

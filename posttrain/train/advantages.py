@@ -10,6 +10,8 @@ from collections.abc import Sequence as Many
 
 import torch
 
+from ..core import ranks
+
 EPSILON = 1e-8
 
 
@@ -57,14 +59,22 @@ def gae(rewards_K: torch.Tensor, values_K: torch.Tensor, lengths: Many[int], *, 
     return end_to_end(advantages_SN, lengths)
 
 
+def moments(values: torch.Tensor) -> tuple[float, float, float]:
+    """(count, mean, variance) of numbers over all processes, float64."""
+    values = values.double()
+    count, total = ranks.add_up([values.numel(), float(values.sum())])
+    (squares,) = ranks.add_up([float(((values - total / count) ** 2).sum())])
+    return count, total / count, squares / count
+
+
 def whiten(advantages_K: torch.Tensor) -> torch.Tensor:
     """Mean 0 and variance 1 over every token of the collection: [K] -> [K].
 
     Over all of them, not over a minibatch or a rank: how answers are dealt changes nothing
     (test_advantages.py::test_whitening_is_over_everything).
     """
-    variance = advantages_K.var(unbiased=False)
-    return (advantages_K - advantages_K.mean()) * torch.rsqrt(variance + EPSILON)
+    _, mean, variance = moments(advantages_K)
+    return (advantages_K - mean) / (variance + EPSILON) ** 0.5
 
 
 def group_advantages(scores_S: torch.Tensor, group: int, kind: str) -> torch.Tensor:
@@ -83,7 +93,7 @@ def group_advantages(scores_S: torch.Tensor, group: int, kind: str) -> torch.Ten
     elif kind == "grpo":
         centred_GN = centred_GN / (scores_GN.std(1, unbiased=False, keepdim=True) + 1e-4)
     elif kind == "batch":
-        centred_GN = centred_GN / (scores_S.std(unbiased=False) + 1e-4)
+        centred_GN = centred_GN / (moments(scores_S)[2] ** 0.5 + 1e-4)
     return centred_GN.flatten()
 
 
@@ -107,5 +117,5 @@ def clipped_value(values_K, old_K, returns_K, clip: float):
 
 def explained_variance(values_K: torch.Tensor, returns_K: torch.Tensor) -> float:
     """1 − Var(R − V) / Var(R), 0 where returns do not vary: 1 is a perfect critic, 0 one that knows the mean."""
-    variance = returns_K.var(unbiased=False)
-    return float(1 - (returns_K - values_K).var(unbiased=False) / variance) if variance > EPSILON else 0.0
+    variance = moments(returns_K)[2]
+    return 1 - moments(returns_K - values_K)[2] / variance if variance > EPSILON else 0.0

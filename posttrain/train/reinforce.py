@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..core import ranks
 from ..core.config import Settings
+from ..core.errors import UserError
 from ..core.pack import Pack
 from ..core.seeds import seed_for
 from ..data.order import permutation
-from .advantages import kl_k1, kl_k3
+from .advantages import kl_k1, kl_k3, moments
 from .guards import check_guards
 from .objective import Models, Objective
 from .rollout import Answer
@@ -60,6 +63,7 @@ class Reinforce(Objective):
     def collect(self, packs, models: Models) -> Iterator[list[Pack]]:
         began = time.perf_counter()
         self.stop_early = False
+        packs = [pack for pack in packs if not pack.idle]
         answers = models.rollout(packs, self.state["collection"], self.group)
         self.facts, self.done = {"rollout_seconds": time.perf_counter() - began}, 0
         scores = self._judge(answers, models)
@@ -86,8 +90,9 @@ class Reinforce(Objective):
     def validate(self, held: list[Pack], models: Models) -> dict[str, float]:
         """Mean score of greedy answers to held-out prompts; the loss is its negative."""
         answers = models.rollout(held, 0, greedy=True)
-        mean = float(np.mean(models.reward(answers)))
-        return {"eval_loss": -mean, "eval_reward": mean, "eval_stop_rate": _mean(a.stopped for a in answers)}
+        total, stopped, count = ranks.add_up([sum(models.reward(answers)), sum(a.stopped for a in answers),
+                                              len(answers)])
+        return {"eval_loss": -total / count, "eval_reward": total / count, "eval_stop_rate": stopped / count}
 
     # -- one collection
     def _judge(self, answers: list[Answer], models: Models) -> list[float]:
@@ -96,12 +101,12 @@ class Reinforce(Objective):
         scores = models.reward(answers)
         self.facts["reward_seconds"] = time.perf_counter() - began
         count, mean, squares = self.state["scores"]
-        for score in scores:  # Welford 1962
-            count, before = count + 1, mean
-            mean += (score - mean) / count
-            squares += (score - before) * (score - mean)
-        self.state["scores"] = [count, mean, squares]
-        spread = max((squares / count) ** 0.5, 1e-4)
+        more, found, variance = moments(torch.tensor(scores, dtype=torch.float64))
+        whole = count + more  # Chan, Golub and LeVeque 1979, eq. 2.1: two sets of numbers as one
+        squares += more * variance + (found - mean) ** 2 * count * more / whole
+        mean += (found - mean) * more / whole
+        self.state["scores"] = [whole, mean, squares]
+        spread = max((squares / whole) ** 0.5, 1e-4)
         for answer, score in zip(answers, scores, strict=True):
             learnt = (score - mean) / spread if self.settings.normalize_reward else score
             learnt -= 0.0 if answer.stopped else self.settings.missing_eos_penalty
@@ -109,12 +114,23 @@ class Reinforce(Objective):
         return scores
 
     def _lay(self, answers: list[Answer]) -> list[list[Pack]]:
-        """Packs of each minibatch; whole groups are dealt, in an order of the collection's own."""
-        seed, n = self.settings.seed, len(answers) // self.group
-        order = permutation(n, seed_for(seed, "minibatches"), "collection", self.state["collection"])
-        deals = [part for part in np.array_split(order, self.minibatches) if len(part)]
-        return [lay_packs([[answers[int(p) * self.group + i].sequence] for p in part for i in range(self.group)],
-                          self.settings.pack_tokens) for part in deals]
+        """Packs of each minibatch; whole groups are dealt, in an order of the collection's own, alike in any process.
+
+        A process that has no answer of a minibatch takes part in its update with an idle pack.
+        """
+        (prompts,) = ranks.add_up([len(answers) / self.group])
+        order = permutation(round(prompts), seed_for(self.settings.seed, "minibatches"), "collection",
+                            self.state["collection"])
+        laid = []
+        for part in np.array_split(order, min(self.minibatches, len(order))):
+            mine = set(part.tolist())
+            atoms = [[a.sequence] for a in sorted(answers, key=lambda a: a.number) if a.number // self.group in mine]
+            laid.append(lay_packs(atoms, self.settings.pack_tokens) if atoms else [])
+        spare = min((p for batch in laid for p in batch), key=lambda p: p.bounds[-1], default=None)
+        if spare is None:
+            raise UserError("a collection has fewer prompts than there are processes", where="batch_size",
+                            found=f"{round(prompts)} prompts", fix="raise batch_size")
+        return [batch or [replace(spare, idle=True)] for batch in laid]
 
     def rehearsed(self, packs: list[Pack], models: Models) -> list[Pack]:
         """Made-up packs as a collection would leave them, and no trace of it."""
@@ -138,17 +154,17 @@ class Reinforce(Objective):
 
     # -- what is told
     def _tell(self, answers: list[Answer], scores: list[float], packs: list[Pack]) -> None:
-        old, reference, entropy = (torch.cat([p.columns[n][p.weights_T != 0] for p in packs]).double()
+        old, reference, entropy = (torch.cat([p.columns[n][p.weights_T != 0] for p in packs if not p.idle]).double()
                                    for n in ("old", "reference", "entropy"))
         sampled = torch.tensor([x for a in answers for x in a.logprobs]).double()
-        k1 = kl_k1(old, reference)
-        tokens = sum(a.length for a in answers)
+        _, reward, variance = moments(torch.tensor(scores))
+        count, tokens, stopped, k1, k3, nats, gap = ranks.add_up([
+            len(answers), len(old), sum(a.stopped for a in answers), float(kl_k1(old, reference).sum()),
+            float(kl_k3(old, reference).sum()), float(entropy.sum()), float(sampled.sum() - old.sum())])
         self.facts |= {
-            "reward": float(np.mean(scores)), "reward_std": float(np.std(scores)), "kl": float(k1.sum()) / len(answers),
-            "k1": float(k1.mean()), "k3": float(kl_k3(old, reference).mean()), "entropy": float(entropy.mean()),
-            "kl_coef": self.state["kl_coef"], "answer_tokens": tokens / len(answers),
-            "stop_rate": _mean(a.stopped for a in answers),
-            "sampler_gap": abs(float(sampled.mean() - old.mean()))}  # nats; rounding, where both see one policy
+            "reward": reward, "reward_std": variance ** 0.5, "kl": k1 / count, "k1": k1 / tokens, "k3": k3 / tokens,
+            "entropy": nats / tokens, "kl_coef": self.state["kl_coef"], "answer_tokens": tokens / count,
+            "stop_rate": stopped / count, "sampler_gap": abs(gap) / tokens}  # nats; rounding, where both see one policy
         order = np.argsort([a.row.origin for a in answers], kind="stable")[:SAMPLES]
         self.samples = [{"prompt": answers[i].row.messages[-1].get("content"), "answer": answers[i].text,
                          "score": scores[i], "stopped": answers[i].stopped, "origin": answers[i].row.origin}
@@ -160,10 +176,4 @@ class Reinforce(Objective):
         if target is not None:
             error = min(max(self.facts["kl"] / target - 1, -0.2), 0.2)
             self.state["kl_coef"] *= 1 + 0.1 * error
-
-
-def _mean(values) -> float:
-    values = [float(v) for v in values]
-    return sum(values) / len(values)
-
 

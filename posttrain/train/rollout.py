@@ -17,13 +17,15 @@ from ..model.sample import generate
 
 @dataclass(slots=True)
 class Answer:
-    """One sampled answer: `sequence` is prompt and answer [L], `logprobs` [N] those of the sampler, in nats."""
+    """One sampled answer: `sequence` is prompt and answer [L], `logprobs` [N] those of the sampler, in nats;
+    `number` is its place in the collection, whichever process sampled it."""
 
     sequence: Sequence
     row: Row
     text: str
     stopped: bool
     logprobs: list[float]
+    number: int = 0
 
     @property
     def length(self) -> int:
@@ -34,8 +36,8 @@ class Answer:
 class Rollout:
     """Samples answers of a role (`policy` in training) through the one sampler, which shares prompts and refills slots.
 
-    Answer i of prompt p in collection n has randomness of its own, from (seed, n, place): neither the batch nor its
-    size changes it (test_rollout.py::test_slots_change_nothing).
+    Answer i of prompt p in collection n has randomness of its own, from (seed, n, p, i): neither the batch, its size
+    nor the number of processes changes it (test_rollout.py::test_slots_change_nothing).
     """
 
     def __init__(self, role: Any, spec: Any, *, max_new_tokens: int, temperature: float, seed: int,
@@ -45,13 +47,15 @@ class Rollout:
 
     def __call__(self, packs: Iterable[Pack], collection: int, group: int = 1, greedy: bool = False) -> list[Answer]:
         """`group` answers of each prompt in these packs, those of one prompt adjacent."""
-        prompts = [(ids, row) for pack in packs for ids, row in zip(ids_of(pack), pack.rows, strict=True)
-                   for _ in range(group)]
-        made = generate(self.role.model, [ids for ids, _ in prompts], max_new_tokens=self.max_new_tokens,
-                        stop_ids=self.spec.stop_ids, temperature=0.0 if greedy else self.temperature,
+        asked = [row for pack in packs if not pack.idle
+                 for row in zip(ids_of(pack), pack.rows, pack.numbers, strict=True)]
+        prompts = [(ids, row, number * group + i) for ids, row, number in asked for i in range(group)]
+        made = generate(self.role.model, [ids for ids, *_ in prompts], keys=[key for *_, key in prompts],
+                        max_new_tokens=self.max_new_tokens, stop_ids=self.spec.stop_ids,
+                        temperature=0.0 if greedy else self.temperature,
                         seed=seed_for(self.seed, "rollout", collection), batch_size=self.slots)
         return [Answer(lay(ids, g.ids, g.stopped, row.origin), row, self.spec.decode(g.answer_ids).strip(), g.stopped,
-                       g.logprobs) for (ids, row), g in zip(prompts, made, strict=True)]
+                       g.logprobs, key) for (ids, row, key), g in zip(prompts, made, strict=True)]
 
 
 def ids_of(pack: Pack) -> list[list[int]]:

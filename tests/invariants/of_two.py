@@ -12,6 +12,8 @@ from unittest.mock import patch
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+import test_ppo  # noqa: E402
 from test_layout import model, sequences  # noqa: E402
 from test_layout_of_pairs import OBJECTIVES as PREFERENCES  # noqa: E402
 from test_layout_of_pairs import atoms  # noqa: E402
@@ -26,9 +28,10 @@ from posttrain.train.objectives.sft import SFT  # noqa: E402
 from posttrain.train.optim import MasterAdamW  # noqa: E402
 from posttrain.train.reference import Remembered  # noqa: E402
 from posttrain.train.sharded import ShardedAdamW  # noqa: E402
-from posttrain.train.share import share_packs  # noqa: E402
+from posttrain.train.share import even_packs, share_packs  # noqa: E402
 from posttrain.train.update import accumulate, evaluate, lay_packs  # noqa: E402
 
+SAMPLED = {"ppo": {}, "grpo": {"objective": "grpo", "num_generations": 3, "advantages": "batch", "kl_coef": 0.1}}
 ROWS = {"eight": slice(0, 8), "seven": slice(0, 7), "one": slice(4, 5)}  # of one row another process gets nothing
 
 
@@ -82,10 +85,32 @@ def preference(name: str, kind: str) -> dict[str, float]:
     return means | {"norm": float(norm), "weights": weights}
 
 
+def reinforced(kind: dict) -> dict[str, float]:
+    """Two collections of PPO or GRPO in float64 -> the facts and means of every update, a sum over the weights."""
+    objective, models, forward = test_ppo.stage(**kind)
+    optimizer = MasterAdamW([*forward.model.named_parameters(), *forward.heads.named_parameters()], beta1=0.9,
+                            beta2=0.99, eps=1e-8, weight_decay=0.0)
+    found: dict[str, float] = {}
+    for step in range(2):
+        packs = share_packs(test_ppo.atoms(), 80)
+        for n, batch in enumerate(objective.collect(packs, models)):
+            batch = even_packs(batch)
+            optimizer.begin(len(batch))
+            means = accumulate(models, objective, batch, seed=0, step=1)
+            objective.updated(means)
+            optimizer.sum_over_processes()
+            norm = optimizer.norm()
+            optimizer.step(1e-3, 0.0, norm)
+            told = means | {k: v for k, v in objective.facts.items() if "seconds" not in k} | {"norm": float(norm)}
+            found |= {f"{step}.{n} {name}": value for name, value in told.items()}
+    return found | {"weights": float(sum(p.double().abs().sum() for _, p in optimizer.named))}
+
+
 def everything() -> dict[str, dict[str, float]]:
     """Every combination by name."""
     dtypes = (torch.float64, torch.float32)
     pairs = {f"{kind} {name}": preference(name, kind) for kind in ("lora", "sharded") for name in PREFERENCES}
+    pairs |= {f"sampled {name}": reinforced(kind) for name, kind in SAMPLED.items()}
     return pairs | {f"{kind} {str(dtype).removeprefix('torch.')} {name}": update(kind, dtype, rows, room=140)
             for kind in ("full", "lora", "sharded") for dtype in dtypes for name, rows in ROWS.items()}
 

@@ -85,6 +85,14 @@ def test_ranks_change_nothing_of_what_learns_from_preferences(results, kind, nam
     assert first == pytest.approx(alone, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("kind", of_two.SAMPLED)
+def test_ranks_change_nothing_of_what_learns_from_its_own_answers(results, kind):
+    """The same answers, scores, statistics and weights, whichever process samples and trains which of them."""
+    alone, first, second = (found[f"sampled {kind}"] for found in results)
+    assert first == second and alone["1.1 kl"] != 0
+    assert first == pytest.approx(alone, rel=1e-7, abs=1e-10)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", ["two", "onto-two", "onto-one"])
 def test_a_run_in_two_processes_is_the_run(work, method, way):

@@ -55,13 +55,18 @@ def stage(dtype=torch.float64, **values):
     return make_objective(settings), models, forward
 
 
-def prompts(n=6):
+def atoms(n=6):
     draw = np.random.default_rng(2)
     rows = [Row("prompt", f"p:{i}", messages=[{"role": "user", "content": str(i)}]) for i in range(n)]
     made = [Sequence(draw.integers(3, 60, draw.integers(2, 9)).astype(np.int32), np.zeros(0), np.zeros(0, np.uint8),
-                     row.origin, row=row) for row in rows]
+                     row.origin, row=row, number=i) for i, row in enumerate(rows)]
     for s in made:
         s.weights, s.reasons = np.zeros(len(s), np.float32), np.zeros(len(s), np.uint8)
+    return [[s] for s in made]
+
+
+def prompts():
+    made = [s for atom in atoms() for s in atom]
     return [make_pack(made[:2]), make_pack(made[2:])]
 
 

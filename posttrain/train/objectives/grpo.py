@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..advantages import clipped_policy, group_advantages, kl_k3
+from ..advantages import clipped_policy, group_advantages, kl_k3, moments
 from ..reinforce import Reinforce
 from ..rollout import answer_lengths, spread
 
@@ -37,11 +37,11 @@ class GRPO(Reinforce):
         made = group_advantages(learnt, self.group, self.settings.advantages)
         for answer, advantage in zip(answers, made.tolist(), strict=True):
             answer.sequence.facts = {"advantage": advantage}
-        self.facts["idle_groups"] = float((made.view(-1, self.group) == 0).all(1).double().mean())
+        self.facts["idle_groups"] = moments((made.view(-1, self.group) == 0).all(1))[1]
         return scores
 
     def _columns(self, laid, models):
-        for pack in (pack for batch in laid for pack in batch):
+        for pack in (pack for batch in laid for pack in batch if not pack.idle):
             measured = self._measure(pack, models)
             lengths = torch.tensor(answer_lengths(pack))
             measured["advantages"] = pack.columns["advantage"].repeat_interleave(lengths).to(measured["old"])

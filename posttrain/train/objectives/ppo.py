@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..advantages import clipped_policy, clipped_value, explained_variance, gae, kl_k1, kl_k3, whiten
+from ..advantages import clipped_policy, clipped_value, explained_variance, gae, kl_k1, kl_k3, moments, whiten
 from ..reinforce import Reinforce
 from ..rollout import answer_lengths, spread
 
@@ -27,7 +27,7 @@ class PPO(Reinforce):
 
     @torch.no_grad()
     def _columns(self, laid, models):
-        packs = [pack for batch in laid for pack in batch]
+        packs = [pack for batch in laid for pack in batch if not pack.idle]
         found = []
         for pack in packs:
             measured = self._measure(pack, models)
@@ -38,7 +38,7 @@ class PPO(Reinforce):
             found.append(measured)
         values, returns, advantages = (torch.cat([f[n] for f in found]) for n in ("values", "returns", "advantages"))
         self.facts["explained_variance"] = explained_variance(values, returns)
-        self.facts["value"] = float(values.mean())
+        self.facts["value"] = moments(values)[1]
         white = whiten(advantages.double()).to(advantages.dtype).split([len(f["values"]) for f in found])
         for pack, measured, advantages_K in zip(packs, found, white, strict=True):
             for name, column_K in (measured | {"advantages": advantages_K}).items():
