@@ -18,7 +18,7 @@ METHODS = ("full", "lora", "qlora")
 # NF4 with double quantization (Dettmers et al. 2023, §3): 4 bits, an 8-bit constant per 64, a float32 per 64 · 256.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # What a process on CPU takes besides tensors: pages of libraries that the first products touch, compiled kernels.
-RUNTIME = 150 << 20
+RUNTIME = 190 << 20
 MOST = 16384  # tokens of a pack beyond which a forward gains nothing
 
 
