@@ -79,13 +79,24 @@ def _mbpp(values: dict[str, Any], origin: str) -> Problem:
     tests = [t.replace("\r\n", "\n") for t in values["test_list"]]
     asked = (f"{values.get('text', values.get('prompt'))}\nAnswer with the program in one ```python block. It must "
              "pass:\n\n```python\n" + "\n".join(tests) + "\n```")
-    solution = values.get("code")
-    return Problem(str(values.get("task_id", origin)), asked, "", "\n".join(tests), _called(tests), before,
-                   solution and solution.replace("\r\n", "\n"))
+    solution = (values.get("code") or "").replace("\r\n", "\n")
+    imports, own = _top(solution)
+    return Problem(str(values.get("task_id", origin)), asked, "", "\n".join(tests), _called(tests, own),
+                   "\n".join([before, *imports]), solution or None)
 
 
-def _called(tests: list[str]) -> tuple[str, ...]:
-    """Names that the tests call and that Python does not have itself, in order."""
+def _top(solution: str) -> tuple[list[str], set[str]]:
+    """Imports of the data's own solution, which its tests may use too, and the functions that it defines."""
+    try:
+        body = ast.parse(solution).body
+    except SyntaxError:
+        return [], set()
+    return ([ast.unparse(n) for n in body if isinstance(n, ast.Import | ast.ImportFrom)],
+            {n.name for n in body if isinstance(n, ast.FunctionDef)})
+
+
+def _called(tests: list[str], own: set[str]) -> tuple[str, ...]:
+    """Names that the tests call, in order: those the data's solution defines, and others that Python does not have."""
     names: dict[str, None] = {}
     for test in tests:
         try:
@@ -93,7 +104,7 @@ def _called(tests: list[str]) -> tuple[str, ...]:
         except SyntaxError:
             continue
         names |= dict.fromkeys(n.func.id for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
-                               and not hasattr(builtins, n.func.id))
+                               and (n.func.id in own or not hasattr(builtins, n.func.id)))
     return tuple(names)
 
 

@@ -59,6 +59,10 @@ def test_problems_are_read(problems, tmp_path):
     assert human.names == ("half",) and human.test.endswith("check(half)\n") and "from math import floor" in human.asked
     assert mbpp.names == ("add",) and "assert add(1, 2) == 3" in mbpp.asked and "\r" not in mbpp.solution
     assert len(read_problems(problems, 1)) == 1
+    (tmp_path / "s.jsonl").write_text(json.dumps(MBPP | {"code": "import sys\ndef sum(a):\n    return a", "test_list": [
+        "assert sum(1) == len([1])"]}) + "\n")
+    shadow = read_problems(str(tmp_path / "s.jsonl"))[0]
+    assert shadow.names == ("sum",) and shadow.before.strip() == "import sys"
     (tmp_path / "x.jsonl").write_text('{"prompt": "p", "completion": "c"}\n')
     with pytest.raises(UserError, match="a row is no code problem") as caught:
         read_problems(str(tmp_path / "x.jsonl"))
