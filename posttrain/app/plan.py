@@ -9,7 +9,7 @@ from typing import Any
 from posttrain.app.screen import make_console, print_json
 from posttrain.core.choices import choices
 
-# Share of a large matrix product's speed that a whole update reaches: measured 0.2 to 0.45 (docs/memory.md).
+# Share of a large matrix product's speed that a whole update is taken to reach: a rule of thumb, not measured.
 UTILISATION = 0.3
 
 

@@ -52,8 +52,7 @@ def load_causal(ref: ModelRef, *, dtype: torch.dtype, device: torch.device | str
         raise _load_error(ref, e) from None
     except ValueError as e:
         if "trust_remote_code" in str(e):
-            raise UserError("this model brings Python code of its own", where=ref.base,
-                            fix="read that code, then set trust_remote_code: true") from None
+            raise _own_code(ref) from None
         raise UserError("transformers cannot build this model", where=ref.base, found=str(e).split("\n")[0],
                         fix="check model_type and the shapes in its config.json") from None
     except ImportError as e:
@@ -134,12 +133,19 @@ def from_scratch(architecture: str | Path, *, vocab_size: int, special: dict[str
     return made.to(device=device, dtype=dtype).eval()
 
 
+def _own_code(ref: ModelRef) -> UserError:
+    return UserError("this model brings Python code of its own", where=ref.base,
+                     fix="read that code, then set trust_remote_code: true")
+
+
 def config_of(settings, ref: ModelRef | None, vocab_size: int):
     """The transformers config of a run's model: that of its base, or of an architecture file."""
     if ref is not None:
         try:
             return AutoConfig.from_pretrained(ref.base, trust_remote_code=settings.trust_remote_code)
         except (OSError, ValueError, KeyError) as e:
+            if "trust_remote_code" in str(e):
+                raise _own_code(ref) from None
             raise UserError("no config of a model can be read here", where=ref.base, found=str(e).split("\n")[0],
                             expected="a config.json with a model_type that transformers knows") from None
     config = read_architecture(settings.architecture)
