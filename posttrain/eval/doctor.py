@@ -226,7 +226,7 @@ def nonsense(run: Facts) -> Trouble | None:
             if row.kind != "conversation":
                 continue
             count += 1
-            last = max(n for n, m in enumerate(row.messages) if m["role"] == "assistant")
+            last = max((n for n, m in enumerate(row.messages) if m["role"] == "assistant"), default=len(row.messages))
             question, answer = _digest(row.tools, row.messages[:last]), _digest(row.messages[last:])
             known = asked.setdefault(question, set())
             copies += answer in known

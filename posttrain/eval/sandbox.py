@@ -35,7 +35,7 @@ class Limits:
     file_size: int = 16 << 20
     disk_megabytes: int = 64
     cpu_seconds: int = 10
-    seconds: float = 20.0
+    seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
