@@ -58,7 +58,7 @@ class Planner:
     @cached_property
     def model(self):
         """The whole model, without bytes."""
-        return build(self.config, self.dtype)
+        return build(self.config, self.dtype, trust_remote_code=self.settings.trust_remote_code)
 
     @cached_property
     def total(self) -> int:
@@ -103,7 +103,7 @@ class Planner:
         key = (method == "full", tokens, checkpointing, several)
         if key not in self._traced:
             def make(layers: int):
-                model = build(self.config, self.dtype, layers)
+                model = build(self.config, self.dtype, layers, self.settings.trust_remote_code)
                 if method != "full":
                     model = self._adapted(model)
                 if checkpointing:

@@ -84,7 +84,7 @@ class Meter(TorchDispatchMode):
         return peak
 
 
-def build(config: Any, dtype: torch.dtype, layers: int | None = None):
+def build(config: Any, dtype: torch.dtype, layers: int | None = None, trust_remote_code: bool = False):
     """The model of a config, of its first `layers` layers, in `dtype`, without bytes."""
     from transformers import AutoModelForCausalLM
 
@@ -95,7 +95,7 @@ def build(config: Any, dtype: torch.dtype, layers: int | None = None):
         if kinds := getattr(text, "layer_types", None):
             text.layer_types = kinds[:layers]
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def twin(module):
