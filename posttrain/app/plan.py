@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def make_plan(settings, *, has_data: bool, memory: float | None) -> dict[str, An
     from posttrain.model.device import choose_device, choose_dtype
     from posttrain.model.memory import available
     from posttrain.train.plan import METHODS, Planner, told
+    from posttrain.train.plan_ranks import spreads
 
     if memory is None:
         device, _ = choose_device(settings.device)
@@ -67,6 +69,8 @@ def make_plan(settings, *, has_data: bool, memory: float | None) -> dict[str, An
         "methods": {m: {name: {"peak_bytes": s.peak, "parts": s.parts, "fits": s.peak <= free,
                                "trained_parameters": planner.trained(m)} for name, s in kinds.items()}
                     for m, kinds in methods.items()},
+        "processes": {} if settings.processes == 1 else {m: [asdict(s) for s in rows] for m, rows in spreads(
+            planner, settings.processes, pack, settings.gradient_checkpointing).items()},
         "flops_per_token": flops, "updates": updates, "tokens": tokens,
         "seconds": round(flops * tokens / _speed(device, dtype)) if tokens and memory is None else None,
         "disk": {"checkpoint_bytes": checkpoint, "checkpoints": kept, "model_bytes": model,
@@ -150,6 +154,25 @@ def _print(console, found: dict[str, Any]) -> None:
         tokens = f", about {found['tokens']:,} tokens" if found["tokens"] else ""
         hours = f", roughly {found['seconds'] / 3600:.1f} h" if found["seconds"] is not None else ""
         say(f"{found['updates']:,} updates{tokens}{hours}")
+    if found["processes"]:
+        _print_processes(console, found)
     disk = found["disk"]
     say(f"disk: {size(disk['bytes'])} ({disk['checkpoints']} × {size(disk['checkpoint_bytes'])} of checkpoints, "
         f"{size(disk['model_bytes'])} for the model)")
+
+
+def _print_processes(console, found: dict[str, Any]) -> None:
+    """What each of several GPUs holds, sends and gains, with the assumptions behind it."""
+    from rich.table import Table
+
+    from posttrain.model.memory import size
+
+    table = Table("GPUs", "method", "held by a GPU", "sent by a GPU", "computing", "sending", "as fast as")
+    for method, rows in found["processes"].items():
+        for row in rows:
+            table.add_row(str(row["gpus"]), method, size(row["memory"]), size(row["sent"]),
+                          f"{row['computing']:.3f} s", f"{row['sending']:.3f} s", f"{row['speedup']:.1f} GPUs")
+    console.print(table)
+    console.print(f"on paper, per update of one pack of {found['planned_tokens']:,} tokens on each GPU: H100s at 0.4 "
+                  "of 989 TFLOP/s, 450 GB/s within a machine of eight, 50 GB/s a GPU beyond; full in shards, whose "
+                  "sending goes on beside the computing; lora's follows it", markup=False, soft_wrap=True)

@@ -8,12 +8,20 @@ import torch
 
 from ..core import ranks
 from ..core.config import Settings
+from ..core.errors import UserError
 from .fused import fuse
 
 
 def shards(settings: Settings) -> bool:
     """Whether a run's model is split over its processes: all weights are trained, and there are several."""
     return settings.method == "full" and ranks.world() > 1
+
+
+def require_packs(flat: bool) -> None:
+    """A model in shards makes as many forwards in each process; one sequence per forward would not."""
+    if not flat:
+        raise UserError("this model runs one sequence per forward, so its weights cannot be split over processes",
+                        where="method", found="full", fix="set method: lora, or train in one process")
 
 
 def shard_model(model, dtype: torch.dtype, device: torch.device, keep: tuple[str, ...] = ()) -> None:

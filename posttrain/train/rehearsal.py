@@ -28,6 +28,7 @@ from .loop import Loop
 from .objective import Models, Objective
 from .optim import MasterAdamW
 from .plan import MOST, Planner, told
+from .plan_ranks import job_of, spread
 from .room import give_way, in_force, no_memory
 from .update import accumulate, evaluate
 
@@ -100,8 +101,12 @@ def hold_rehearsal(loop: Loop, policy: Policy, head: Head, memory: Memory, plann
         if not chosen:
             raise no_memory(loop.settings, said)
         give_way(loop, said)
-    loop.record.status(memory={"planned": planned.peak, "rehearsed": memory.peak(), "tokens": tokens})
-    note(f"memory: {size(planned.peak)} planned, {size(memory.peak())} at most in a rehearsal of {tokens:,} tokens "
+    peak = planned.peak
+    if ranks.world() > 1:
+        peak = spread(job_of(planner, settings.method, tokens, loop.settings.gradient_checkpointing),
+                      ranks.world()).memory
+    loop.record.status(memory={"planned": peak, "rehearsed": memory.peak(), "tokens": tokens})
+    note(f"memory: {size(peak)} planned, {size(memory.peak())} at most in a rehearsal of {tokens:,} tokens "
          f"({time.perf_counter() - began:.1f} s)")
 
 

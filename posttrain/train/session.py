@@ -29,7 +29,7 @@ from ..model.policy import Policy, build_policy, kept_wide
 from ..model.probe import prepare_forward
 from ..model.resolve import ModelRef
 from ..model.reward import check_classifier
-from ..model.shard import shard_model, shards
+from ..model.shard import require_packs, shard_model, shards
 from .conditions import code_versions, layout_of
 from .early_stopping import go_back
 from .guards import BlownUp
@@ -153,6 +153,8 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     forward, how = prepare_forward(policy.model)
     forward.heads = policy.heads
     note(f"forward: {how}")
+    if shards(settings):
+        require_packs(forward.flat)
     if settings.neftune_noise_alpha:
         forward.noise = EmbeddingNoise(forward.causal.get_input_embeddings(), settings.neftune_noise_alpha,
                                        settings.seed)
