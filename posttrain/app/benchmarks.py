@@ -45,7 +45,8 @@ def run(command, folder) -> int:
 def check(command) -> None:
     """What does not go with benchmarks is an error, not ignored."""
     options = command.options
-    idle = [k for k in ("gate", "system") if options.get(k)] + [k for k in ("data", "columns") if k in command.given]
+    idle = [k for k in ("gate", "system", "reward") if options.get(k)]
+    idle += [k for k in ("data", "columns") if k in command.given]
     idle += [k for k, default in (("max_new_tokens", 256), ("temperature", 0.0), ("top_p", 1.0))
              if options[k] != default]
     if idle:

@@ -15,6 +15,7 @@ from rich.text import Text
 from posttrain import __version__
 from posttrain.app import benchmarks, code
 from posttrain.app.arguments import Command
+from posttrain.app.rewards import ask_rewards, reward_of
 from posttrain.app.runs import fresh_run
 from posttrain.app.screen import make_console, print_json
 from posttrain.core.config import BUILTIN, PACK_TOKENS, read_config
@@ -50,6 +51,7 @@ def main(command: Command) -> int:
         return code.run(command, ks, _folder(settings.output_dir))
     console = make_console(to_stderr=options["json"])
     how = how_to_answer(command) | {"system": options["system"]}
+    rewards = {spec: reward_of(spec, settings) for spec in options["reward"]}  # what is no reward is told at once
     sets = [task_rows(command), *general_sets(command)]
     for found in sets[1:]:
         console.print(f"general: {found.name}, {len(found.rows):,} rows: {found.why}", markup=False, soft_wrap=True)
@@ -57,6 +59,7 @@ def main(command: Command) -> int:
     folder = _folder(settings.output_dir)
     for name in command.words:
         _measure(name, sets, command, console, how)
+    ask_rewards(sets[0], rewards)
     task, *general = _judged(sets, settings.seed)
     result = task.result | {"data": settings.data, "how": how, "version": __version__,
                             "general": [{"data": s.name} | v.result for s, v in zip(sets[1:], general, strict=True)],
@@ -235,16 +238,14 @@ def tell(console: Console, result: dict[str, Any], folder: Path) -> None:
 
 def table(result: dict[str, Any]) -> Table:
     """One line per figure, one column per model: value [low, high], and below it the difference with its p."""
-    from posttrain.eval.figures import NAMES
+    from posttrain.eval.figures import shown
 
     made = Table(show_lines=True)
     made.add_column("figure")
     for n, model in enumerate(result["models"]):
         made.add_column(Text(model["model"] + (" (baseline)" if n == 0 and len(result["models"]) > 1 else "")))
-    for name, label in NAMES.items():
-        cells = [m[name] for m in result["models"] if name in m]
-        if any(c["value"] is not None for c in cells):
-            made.add_row(label, *(Text(_cell(name, c)) for c in cells))
+    for name, label, cells in shown(result["models"]):
+        made.add_row(Text(label), *(Text(_cell(name, c) if c else "") for c in cells))
     return made
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from posttrain.core.errors import UserError
@@ -31,6 +33,52 @@ def reward_function(spec: str | None) -> Score | None:
 
     reward_ref(spec)  # what is no reward model is told before anything is loaded
     return None
+
+
+def reward_of(spec: str, settings) -> Callable[[list], list[float | str]]:
+    """A reward for an evaluation: [(row, answer)] -> a score each, or the reason why one has none.
+
+    A function is told what training tells it, but of the row its own answer alone.
+    """
+    if (function := reward_function(spec)) is None:
+        return _by_model(spec, settings)
+
+    def by_function(said: list) -> list[float | str]:
+        from posttrain.eval.measure import asked, reference
+        from posttrain.train.rollout import last_user_text
+        from posttrain.train.scoring import ask_reward
+
+        return ask_reward(function, spec, [last_user_text(replace(row, messages=asked(row))) for row, _ in said],
+                          [text for _, text in said], [{"answer": reference(row)} for row, _ in said])
+
+    return by_function
+
+
+def _by_model(spec: str, settings) -> Callable[[list], list[float | str]]:
+    def by_model(said: list) -> list[float | str]:
+        from posttrain.eval.measure import asked
+        from posttrain.eval.reward_model import RewardModel
+
+        return RewardModel(spec, settings).talks([[*asked(row), {"role": "assistant", "content": text}]
+                                                  for row, text in said])
+
+    return by_model
+
+
+def ask_rewards(found, rewards: dict[str, Callable[[list], list[float | str]]]) -> None:
+    """Score every model's answers on a set of rows by every reward; a mean that would lack some has none."""
+    from posttrain.eval.words import said
+
+    if rewards and not any(row.kind == "conversation" for row in found.rows):
+        raise UserError("a reward scores answers, and these rows ask for none", where="--reward", found=found.name,
+                        fix="name rows with questions, or drop --reward")
+    for spec, score in rewards.items():
+        for made in found.measured:
+            numbers = list(made.answers)
+            scores = score([(found.rows[i], said(made.answers[i].text)) for i in numbers])
+            lost = [s for s in scores if isinstance(s, str)]
+            made.rewards[spec] = f"{len(lost):,} of {len(scores):,} answers have no score: {lost[0]}" if lost else \
+                dict(zip(numbers, scores, strict=True))
 
 
 def load_function(path: Path, name: str) -> Score:

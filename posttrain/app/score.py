@@ -66,19 +66,12 @@ class _Rows:
     """A reward model with its renderer: rows and answers in, scores out."""
 
     def __init__(self, command: Command):
-        from posttrain.data.render import Renderer
-        from posttrain.data.tokenizer import load_tokenizer
-        from posttrain.model.resolve import resolve_model
-        from posttrain.model.reward import open_scorer
+        from posttrain.eval.reward_model import RewardModel
 
         settings = self.settings = command.settings
-        ref = resolve_model(command.words[0])
-        self.scorer = open_scorer(ref, dtype=settings.dtype, device=settings.device,
-                                  trust_remote_code=settings.trust_remote_code)
-        spec = load_tokenizer(ref.tokenizer, chat_template=settings.chat_template,
-                              template_date=settings.template_date, trust_remote_code=settings.trust_remote_code)
-        thinking = None if settings.enable_thinking == "auto" else settings.enable_thinking == "true"
-        self.renderer = Renderer(spec, train_on="last", enable_thinking=thinking, max_length=settings.max_length)
+        opened = RewardModel(command.words[0], settings)
+        self.scorer, self.renderer = opened.scorer, opened.renderer
+        self.renderer.max_length, self.renderer.overlong = settings.max_length, "cut"
 
     def answers(self, prompt: str, answers: list[str]) -> list[float]:
         """The score of each answer to a question."""

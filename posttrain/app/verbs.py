@@ -159,6 +159,8 @@ VERBS = {verb.name: verb for verb in (
                                                 "text, and the rows of the baseline where it is a run"),
                   Option("max_forgetting", "float", 0.1, "relative drop of a general figure that the gate lets pass",
                          least=0),
+                  Option("reward", "list", [], "also the mean score of the answers by fn.py:score, exact, gsm8k, "
+                                               "regex:PATTERN, length:N, or a reward model; repeatable"),
                   Option("code", "str", None, "instead of rows: code problems in the form of HumanEval (prompt, test, "
                                               "entry_point) or MBPP (text, test_list)"),
                   Option("allow_code_execution", "bool", False, "run what the model writes, in a sandbox that the "
@@ -170,6 +172,7 @@ VERBS = {verb.name: verb for verb in (
                   Option("num_fewshot", "int", None, "examples before each question of a benchmark; default: the "
                                                      "task's own", least=0), JSON),
          examples=("posttrain eval builtin runs/sft-1 --data builtin:held_out",
+                   "posttrain eval runs/sft-1 runs/grpo-1 --data test.jsonl --reward gsm8k",
                    "posttrain eval runs/sft-1 --benchmarks gsm8k,mmlu --limit 100",
                    "posttrain eval runs/sft-1 --code HumanEval.jsonl.gz --allow_code_execution",
                    "posttrain eval Qwen/Qwen3-0.6B runs/sft-1 http://localhost:8000/v1#other --data test.jsonl --gate"),
@@ -177,16 +180,19 @@ VERBS = {verb.name: verb for verb in (
                "OpenAI-compatible endpoint. Writes eval.json, answers.jsonl and report.html into output_dir "
                "(default: a fresh runs/eval-N). Exits 0; with --gate 1 where a general figure drops more "
                "than max_forgetting."),
-    Verb("judge", "MT-Bench, or any talks of its form: models rated, and two compared, by a model at an endpoint",
+    Verb("judge", "MT-Bench, or any talks of its form: models rated, and two compared, by another model",
          "posttrain.app.judge:main", words=("MODEL…",), keys=("output_dir", *SPEAK_KEYS),
          options=(Option("questions", "str", None, "one JSON object per line: question_id, category, turns"),
-                  Option("judge", "str", None, "OpenAI-compatible endpoint, URL#MODEL; its key is OPENAI_API_KEY"),
+                  Option("judge", "str", None, "OpenAI-compatible endpoint, URL#MODEL (its key is OPENAI_API_KEY), "
+                                              "or a reward model"),
                   Option("reference", "str", None, "good answers for the judge, in MT-Bench's form"),
                   Option("limit", "int", None, "only the first questions", least=1), *SPEAK, JSON),
          examples=("posttrain judge runs/sft-1 --questions question.jsonl --judge http://localhost:8000/v1#qwen3",
-                   "posttrain judge builtin runs/sft-1 --questions question.jsonl --judge https://api.example/v1#m"),
-         about="MODEL is anything that chat takes, or an endpoint. Pairs are asked in both orders; a reply without a "
-               "clear verdict is counted, never guessed. Writes judge.json, talks.jsonl and judgements.jsonl."),
+                   "posttrain judge builtin runs/sft-1 --questions question.jsonl --judge https://api.example/v1#m",
+                   "posttrain judge runs/sft-1 runs/ppo-1 --questions question.jsonl --judge runs/reward-1"),
+         about="MODEL is anything that chat takes, or an endpoint. An endpoint is asked about pairs in both orders; a "
+               "reply without a clear verdict is counted, never guessed. A reward model gives raw scores, and of a "
+               "pair the higher one wins. Writes judge.json, talks.jsonl and judgements.jsonl."),
     Verb("merge", "an adapter into its base: one plain Hugging Face folder, checked in a fresh process",
          "posttrain.app.merge:main", words=("RUN",), keys=("trust_remote_code", "device", "threads"),
          options=(Option("output", "str", None, "the folder to be made; default: RUN/merged"), JSON),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 ROUGES = ("rouge1", "rouge2", "rougeL")
@@ -15,6 +16,25 @@ NAMES = {"answer_loss": "answer loss (nats per token)", "perplexity": "perplexit
          "rougeL": "ROUGE-L", "stops": "stops by itself", "repeats": "repeats itself", "length": "characters an answer",
          "distinct_1": "distinct-1", "distinct_2": "distinct-2"}
 SHARES = frozenset({"exact_match", "stops", "repeats"})
+
+
+def of_reward(spec: str) -> str:
+    """The name under which a model's figures hold its mean score by a reward."""
+    return f"reward: {spec}"
+
+
+def better(name: str) -> int:
+    """1 where more is better, -1 where less is, 0 where neither."""
+    return 1 if name.startswith(of_reward("")) else BETTER.get(name, 0)
+
+
+def shown(models: list[dict[str, Any]]) -> Iterator[tuple[str, str, list[dict[str, Any] | None]]]:
+    """(name, label, one figure per model) of every figure that some model has, rewards last."""
+    rewards = [name for name in models[0] if name.startswith(of_reward(""))]
+    for name in (*FIGURES, *rewards):
+        cells = [m.get(name) for m in models]
+        if any(c and (c["value"] is not None or name in rewards) for c in cells):
+            yield name, NAMES.get(name, name), cells
 
 
 def number(name: str, value: float | None, sign: bool = False) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ class Talk:
 class Judgement:
     """One asking of the judge: which talk, which turn, of which models in which order; its reply and its verdict.
 
-    `verdict` is a rating, or the index of the better model (-1: neither); None where the reply holds no clear one.
+    `verdict` is a rating, or the index of the better model (-1: neither); None where the reply holds no clear one. Of
+    a reward model it is the raw score, and `reply` says why there is none.
     """
 
     talk: str
@@ -100,8 +102,8 @@ def converse(talks: list[Talk], answers_of) -> None:
             talk.answers[-1].append(text)
 
 
-def _so_far(talk: Talk, turn: int) -> list[dict[str, str]]:
-    said = talk.answers[-1]
+def _so_far(talk: Talk, turn: int, model: int = -1) -> list[dict[str, str]]:
+    said = talk.answers[model]
     before = [m for i in range(turn) for m in ({"role": "user", "content": talk.turns[i]},
                                                {"role": "assistant", "content": said[i]})]
     return [*before, {"role": "user", "content": talk.turns[turn]}]
@@ -115,6 +117,20 @@ def questions(talks: list[Talk], models: int) -> list[Judgement]:
         asked += [Judgement(t.id, turn, order, _messages(PAIR, t, turn, order))
                   for t in talks for turn in range(len(t.turns)) for order in ((0, 1), (1, 0))]
     return asked
+
+
+def to_score(talks: list[Talk], models: int) -> list[Judgement]:
+    """What a reward model is shown: each model's every turn, as that model's own talk up to its answer."""
+    return [Judgement(t.id, turn, (m,), [*_so_far(t, turn, m), {"role": "assistant", "content": t.answers[m][turn]}])
+            for m in range(models) for t in talks for turn in range(len(t.turns))]
+
+
+def take(asked: Judgement, score: float | str) -> None:
+    """Take a reward model's score, or the reason why there is none."""
+    if isinstance(score, str):
+        asked.reply = score
+    else:
+        asked.verdict = round(score, 6)
 
 
 def _messages(system: str, talk: Talk, turn: int, models: tuple[int, ...]) -> list[dict[str, str]]:
@@ -179,13 +195,29 @@ def duel(asked: list[Judgement]) -> dict[str, Any]:
 
     `agree` is the share of pairs whose two orders say the same; a pair with an unparsable order is counted apart.
     """
+    pairs = list(_by_turn(j for j in asked if len(j.models) == 2).values())
+    whole = [v for v in pairs if None not in v]
+    agree = sum(a == b for a, b in whole) / len(whole) if whole else None
+    return _counted([v[0] if v[0] == v[1] else -1 for v in whole], len(pairs)) | {"agree": agree}
+
+
+def duel_by_score(asked: list[Judgement]) -> dict[str, Any]:
+    """Two models by a reward model's scores: the higher one wins, equal ones tie; a pair that lacks one is counted
+    apart. A score does not know of the other answer, so there are no orders that could agree."""
+    pairs = list(_by_turn(asked).values())
+    whole = [v for v in pairs if None not in v]
+    return _counted([-1 if a == b else int(b > a) for a, b in whole], len(pairs)) | {"agree": None}
+
+
+def _by_turn(asked: Iterable[Judgement]) -> dict[tuple[str, int], list[float | int | None]]:
     pairs: dict[tuple[str, int], list[float | int | None]] = {}
     for j in asked:
-        if len(j.models) == 2:
-            pairs.setdefault((j.talk, j.turn), []).append(j.verdict)
-    whole = [v for v in pairs.values() if None not in v]
-    won = Counter(v[0] if v[0] == v[1] else -1 for v in whole)
+        pairs.setdefault((j.talk, j.turn), []).append(j.verdict)
+    return pairs
+
+
+def _counted(winners: list[int], pairs: int) -> dict[str, Any]:
+    won = Counter(winners)
     rate, low, high = wilson(won[1], won[0] + won[1])
-    return {"pairs": len(pairs), "unparsable": len(pairs) - len(whole), "first": won[0], "second": won[1],
-            "ties": won[-1], "agree": sum(a == b for a, b in whole) / len(whole) if whole else None,
+    return {"pairs": pairs, "unparsable": pairs - len(winners), "first": won[0], "second": won[1], "ties": won[-1],
             "second_wins": rate, "low": low, "high": high, "p": sign_test(won[0], won[1])}

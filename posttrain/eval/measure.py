@@ -15,7 +15,7 @@ from ..core.pack import make_pack
 from ..core.sequence import CONTENT, Row, Sequence
 from ..data.packer import pack_sequences
 from .answers import Answer
-from .figures import ANSWERS, LOSS
+from .figures import ANSWERS, LOSS, of_reward
 from .intervals import Tally, ratio
 from .overlap import Overlap
 from .words import distinct, repeats, said
@@ -36,13 +36,17 @@ class RowLoss:
 
 @dataclass(slots=True)
 class Measured:
-    """What one model made of rows, by row number; `losses` None for an endpoint; `dropped` rows with their reason."""
+    """What one model made of rows, by row number; `losses` None for an endpoint; `dropped` rows with their reason.
+
+    `rewards`: of each reward, the scores of the answers, or why they have none.
+    """
 
     name: str
     facts: str = ""
     losses: dict[int, RowLoss] | None = None
     answers: dict[int, Answer] = field(default_factory=dict)
     dropped: dict[int, str] = field(default_factory=dict)
+    rewards: dict[str, dict[int, float] | str] = field(default_factory=dict)
 
 
 def asked(row: Row) -> list[dict[str, Any]]:
@@ -156,6 +160,8 @@ def figures(made: Measured, rows: list[Row], used: list[int], overlap: Overlap |
     found["stops"] = ratio(np.array([made.answers[i].stopped for i in talks], dtype=np.float64))
     found["repeats"] = ratio(np.array([repeats(t) for t in texts], dtype=np.float64))
     found["length"] = ratio(np.array([len(t) for t in texts], dtype=np.float64))
+    for spec, scores in made.rewards.items():
+        found[of_reward(spec)] = scores if isinstance(scores, str) else ratio(np.array([scores[i] for i in talks]))
     for n in (1, 2):
         found[f"distinct_{n}"] = distinct(texts, n) or "no answer is long enough"
     return found

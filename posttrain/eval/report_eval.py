@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .figures import BETTER, FIGURES, NAMES, changed, number
+from .figures import NAMES, better, changed, number, shown
 from .page import Html, page, paragraph, rows_table, text
 
 
@@ -44,10 +44,8 @@ def figures(result: dict[str, Any]) -> str:
     if len(models) > 1:
         head[1] += " (baseline)"
     lines = []
-    for name in FIGURES:
-        cells = [m.get(name) for m in models]
-        if any(c and c["value"] is not None for c in cells):
-            lines.append([NAMES[name], *(_cell(name, c) for c in cells)])
+    for name, label, cells in shown(models):
+        lines.append([label, *(_cell(name, c) for c in cells)])
     return rows_table(head, lines)
 
 
@@ -57,8 +55,8 @@ def _cell(name: str, figure: dict[str, Any] | None) -> Html:
     value, low, high = (number(name, figure[part]) for part in ("value", "low", "high"))
     made = f"{value}<small>{low} … {high}</small>"
     if gap := figure.get("difference"):
-        sure = gap["p"] < 0.05 and name in BETTER
-        kind = ("good" if gap["value"] * BETTER[name] > 0 else "bad") if sure else "soft"
+        sure = gap["p"] < 0.05 and better(name)
+        kind = ("good" if gap["value"] * better(name) > 0 else "bad") if sure else "soft"
         made += (f'<span class="{kind}">{number(name, gap["value"], True)}</span><small>'
                  f"{number(name, gap['low'], True)} … {number(name, gap['high'], True)}, p = {gap['p']:.2g}</small>")
     return Html(made)

@@ -10,7 +10,7 @@ from typing import Any
 from ..core.errors import UserError
 from ..core.sequence import Row
 from . import intervals
-from .figures import BETTER, FIGURES, OVERLAP
+from .figures import BETTER, FIGURES, OVERLAP, of_reward
 from .intervals import Interval, Tally
 from .measure import Measured, asked, figures, reference
 from .overlap import Overlap
@@ -45,7 +45,7 @@ def judge(measured: list[Measured], rows: list[Row], *, with_overlap: bool = Tru
     models = []
     for n, (m, mine) in enumerate(zip(measured, found, strict=True)):
         entry: dict[str, Any] = {"model": m.name, "facts": m.facts}
-        for name in FIGURES:
+        for name in (*FIGURES, *map(of_reward, m.rewards)):
             if name in mine:
                 entry[name] = _figure(mine[name], found[0][name] if n else None, seed)
             elif name in OVERLAP:
@@ -90,6 +90,8 @@ def _row(row: Row, number: int, measured: list[Measured]) -> dict[str, Any]:
         if (answer := m.answers.get(number)) is not None:
             entry |= {"answer": answer.text, "stopped": answer.stopped}
             entry["exact"] = said(answer.text) == made["reference"]
+            if rewards := {spec: s[number] for spec, s in m.rewards.items() if not isinstance(s, str)}:
+                entry["rewards"] = rewards
         made["models"].append(entry)
     return made
 
