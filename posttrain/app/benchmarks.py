@@ -20,8 +20,7 @@ def run(command, folder) -> int:
 
     options, settings = command.options, command.settings
     console = make_console(to_stderr=options["json"])
-    asked = [name.strip() for given in options["benchmarks"] for name in given.split(",") if name.strip()]
-    names, manager = find_tasks(asked)
+    names, manager = find_tasks(_asked(options))
     models = []
     for number, name in enumerate(command.words):
         assistant, chat, why = _open(name, settings)
@@ -42,10 +41,29 @@ def run(command, folder) -> int:
     return 0
 
 
+def _asked(options: dict[str, Any]) -> list[str]:
+    return [name.strip() for given in options["benchmarks"] for name in given.split(",") if name.strip()]
+
+
+def to_sandbox(command) -> bool:
+    """Whether the one benchmark named is scored in the sandbox: then it is `--code` with the benchmark's own rows."""
+    from posttrain.eval.benchmarks import SANDBOXED
+
+    options, asked = command.options, _asked(command.options)
+    if len(asked) != 1 or asked[0] not in SANDBOXED:
+        return False
+    if options["code"] or options["num_fewshot"] is not None:
+        raise UserError(f"{asked[0]} brings its own problems, and asks them without examples", where="command line",
+                        found="--code" if options["code"] else "--num_fewshot", fix="drop it")
+    options["code"] = SANDBOXED[asked[0]]
+    return True
+
+
 def check(command) -> None:
     """What does not go with benchmarks is an error, not ignored."""
     options = command.options
-    idle = [k for k in ("gate", "system", "reward") if options.get(k)]
+    idle = [k for k in ("gate", "system", "reward", "code", "allow_code_execution") if options.get(k)]
+    idle += [k for k, default in (("samples", 1), ("k", "1")) if options[k] != default]
     idle += [k for k in ("data", "columns") if k in command.given]
     idle += [k for k, default in (("max_new_tokens", 256), ("temperature", 0.0), ("top_p", 1.0))
              if options[k] != default]

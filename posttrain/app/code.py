@@ -26,9 +26,10 @@ def check(command) -> list[int]:
             raise UserError(f"{' and '.join(idle)} changes nothing without code", where="command line",
                             fix="name a file of problems with --code, or drop " + " and ".join(f"--{k}" for k in idle))
         return []
-    if "data" in command.given or options["gate"]:
-        raise UserError("--code is measured by itself", where="command line", found="--data or --gate beside it",
-                        fix="run posttrain eval twice")
+    beside = [f"--{k}" for k in ("data", "columns") if k in command.given]
+    if beside := beside + [f"--{k}" for k in ("gate", "general", "reward") if options[k]]:
+        raise UserError("--code is measured by itself", where="command line", found=" and ".join(beside) +
+                        " beside it", fix="run posttrain eval twice")
     if not options["allow_code_execution"]:
         raise UserError("these problems run programs that the model wrote", where="--code",
                         fix="add --allow_code_execution: they run in a sandbox that the kernel enforces")

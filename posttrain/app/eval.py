@@ -41,7 +41,7 @@ def main(command: Command) -> int:
     from posttrain.eval.report_eval import write_evaluation
 
     options, settings = command.options, command.settings
-    if options["benchmarks"]:
+    if options["benchmarks"] and not benchmarks.to_sandbox(command):
         benchmarks.check(command)
         return benchmarks.run(command, _folder(settings.output_dir))
     if options["num_fewshot"] is not None:

@@ -13,7 +13,8 @@ import yaml
 from ..core.errors import UserError
 from ..core.extras import need_extra
 
-SANDBOXED = ("humaneval", "mbpp")  # tasks whose scoring runs what the model wrote
+# Tasks whose scoring runs what the model wrote, and the rows that the harness takes for them.
+SANDBOXED = {"humaneval": "openai/openai_humaneval:test", "mbpp": "google-research-datasets/mbpp:full:test"}
 
 
 def find_tasks(names: list[str]) -> tuple[list[str], Any]:
@@ -31,7 +32,9 @@ def find_tasks(names: list[str]) -> tuple[list[str], Any]:
     for name in chosen:
         if name.split("_")[0] in SANDBOXED:
             raise UserError("this benchmark runs the programs that the model writes", where="benchmarks", found=name,
-                            fix="score programs in the sandbox: posttrain eval MODEL --code FILE "
+                            fix="score programs in the sandbox, by themselves: posttrain eval MODEL --benchmarks "
+                                f"{name} --allow_code_execution" if name in SANDBOXED else
+                                "score programs in the sandbox: posttrain eval MODEL --code FILE "
                                 "--allow_code_execution")
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.5)

@@ -102,7 +102,8 @@ def test_a_missing_harness_says_what_brings_it(monkeypatch):
 
 @pytest.mark.parametrize(("name", "message", "hint"), [
     ("gsm8", "the harness has no such benchmark", "gsm8k"),
-    ("humaneval", "this benchmark runs the programs that the model writes", "--allow_code_execution"),
+    ("humaneval", "this benchmark runs the programs that the model writes", "humaneval --allow_code_execution"),
+    ("humaneval_plus", "this benchmark runs the programs that the model writes", "--code FILE --allow_code_execution"),
     ("none.yaml", "the task file cannot be read", "existing")])
 def test_wrong_names(name, message, hint):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'posttrain[eval]'")
@@ -118,7 +119,8 @@ def test_a_file_without_a_task(tmp_path):
         find_tasks([str(tmp_path / "x.yaml")])
 
 
-@pytest.mark.parametrize("argv", [("--data", "a.jsonl"), ("--gate",), ("--temperature", "0.5")])
+@pytest.mark.parametrize("argv", [("--data", "a.jsonl"), ("--gate",), ("--temperature", "0.5"), ("--reward", "exact"),
+                                  ("--allow_code_execution",), ("--samples", "2")])
 def test_what_would_change_nothing_is_an_error(argv):
     with pytest.raises(UserError, match=f"{argv[0][2:]}: the harness's tasks bring their own rows and settings"):
         benchmarks.check(words("--benchmarks", "gsm8k", *argv))
@@ -142,3 +144,23 @@ def test_the_table():
 def test_an_endpoint_has_no_benchmarks():
     with pytest.raises(UserError, match="benchmarks need log-probs of the prompt"):
         benchmarks._open("http://localhost:1/v1#m", SimpleNamespace())
+
+
+@pytest.mark.parametrize(("name", "rows"), [("humaneval", "openai/openai_humaneval:test"),
+                                            ("mbpp", "google-research-datasets/mbpp:full:test")])
+def test_programs_go_to_the_sandbox(name, rows):
+    from posttrain.app import code
+
+    command = words("--benchmarks", name, "--allow_code_execution")
+    assert benchmarks.to_sandbox(command) and command.options["code"] == rows and code.check(command) == [1]
+    refused = words("--benchmarks", name)
+    assert benchmarks.to_sandbox(refused)
+    with pytest.raises(UserError, match="these problems run programs that the model wrote"):
+        code.check(refused)
+    assert not benchmarks.to_sandbox(words("--benchmarks", f"{name},gsm8k"))
+
+
+@pytest.mark.parametrize("argv", [("--code", "p.jsonl"), ("--num_fewshot", "2")])
+def test_a_benchmark_of_programs_brings_its_own_problems(argv):
+    with pytest.raises(UserError, match="humaneval brings its own problems"):
+        benchmarks.to_sandbox(words("--benchmarks", "humaneval", *argv))

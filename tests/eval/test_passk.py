@@ -97,6 +97,7 @@ def test_the_verb(problems, held, tmp_path, monkeypatch, capsys):
     (["--code", "p"], "these problems run programs that the model wrote"),
     (["--samples", "3"], "samples changes nothing without code"),
     (["--code", "p", "--data", "builtin"], "--code is measured by itself"),
+    (["--code", "p", "--reward", "exact"], "--code is measured by itself"),
     (["--code", "p", "--allow_code_execution", "--k", "3"], "`k` has no valid value"),
     (["--code", "p", "--allow_code_execution", "--k", "x"], "`k` has no valid value"),
     (["--code", "p", "--allow_code_execution", "--samples", "3"], "several samples at temperature 0 are all the same")])
