@@ -55,9 +55,34 @@ def begin(device: str) -> None:
     if cuda:
         _take_gpu(device)
     if not dist.is_initialized():  # Ray Train has done so
-        _store, number, size = next(dist.rendezvous("env://"))
+        found, number, size = next(dist.rendezvous("env://"))
+        _store = dist.PrefixStore(meet(found, number, size), found)
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=_store, rank=number, world_size=size)
         _begun = True
+
+
+def meet(store, number: int, size: int, patience: float = 600) -> str:
+    """A name for this start that all its processes, and no earlier ones, know.
+
+    A launcher that restarts lost processes keeps its store, with the addresses of those that are gone; how often each
+    machine's launcher has restarted may differ. So each process shows a name of its own, the first answers it with
+    its own, and goes on when all have confirmed (test_ranks_alone.py::test_a_restart_knows_its_own).
+    """
+    mine, until = f"{os.getpid()}.{time.time_ns()}", time.monotonic() + patience
+    if number:
+        store.set(f"posttrain/here/{number}", mine)
+        start = store.get(f"posttrain/answer/{mine}").decode()
+        store.set(f"posttrain/heard/{start}/{number}", "1")
+        return start
+    for other in range(1, size):
+        while not store.check([f"posttrain/heard/{mine}/{other}"]):
+            if time.monotonic() > until:
+                raise LostError("a process of this run did not come", where=f"process {other} of {size}",
+                                fix="see what it printed; then start again with resume")
+            if store.check([f"posttrain/here/{other}"]):
+                store.set(f"posttrain/answer/{store.get(f'posttrain/here/{other}').decode()}", mine)
+            time.sleep(0.01)
+    return mine
 
 
 def _take_gpu(device: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from posttrain.core import ranks
@@ -83,3 +85,24 @@ def test_processes_and_gpus_must_fit(beside, monkeypatch):
     with pytest.raises(UserError) as e:
         ranks.begin("cuda:1")
     assert "several processes cannot share one GPU" in str(e.value) and "CUDA_VISIBLE_DEVICES" in str(e.value)
+
+
+def test_a_restart_knows_its_own():
+    """Twice on one store, as a launcher keeps it over a restart: each start has one name, never the earlier one's."""
+    from torch.distributed import HashStore
+
+    store, names = HashStore(), []
+    for _ in range(2):
+        found: dict[int, str] = {}
+        threads = [threading.Thread(target=lambda n=n, found=found: found.update({n: ranks.meet(store, n, 3)}))
+                   for n in (1, 0, 2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert len(found) == 3 and len(set(found.values())) == 1
+        names.append(found[0])
+    assert names[0] != names[1]
+    with pytest.raises(UserError) as e:
+        ranks.meet(HashStore(), 0, 2, patience=0)
+    assert "a process of this run did not come" in str(e.value) and "process 1 of 2" in str(e.value)
