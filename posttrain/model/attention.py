@@ -22,6 +22,7 @@ SHORT = 256
 # Batches have one of these shapes on that path: oneDNN compiles and keeps a kernel per shape, and compiling for every
 # new mixture of lengths costs a fifth of the time and hundreds of megabytes (docs/log.md).
 LENGTHS = (16, 32, 48, 64, 80, 96, 128, 160, 192, 224, SHORT)
+LONG = 64  # and longer ones are filled up to a multiple of this, for the same reason
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # A longer sequence joins a batch whose longest member is at most this many times longer.
 STRETCH = 1.34
@@ -88,8 +89,8 @@ class Layout:
         groups: list[tuple[list[int], int]] = []
         for s in sorted(range(len(lengths)), key=lambda s: -lengths[s]):
             size = lengths[s]
-            if self.few_shapes and size <= SHORT:
-                size = LENGTHS[bisect.bisect_left(LENGTHS, size)]
+            if self.few_shapes:
+                size = LENGTHS[bisect.bisect_left(LENGTHS, size)] if size <= SHORT else -(-size // LONG) * LONG
                 fits = groups and groups[-1][1] == size
             else:
                 fits = groups and groups[-1][1] <= STRETCH * size

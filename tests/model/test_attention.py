@@ -132,3 +132,12 @@ def test_shapes_are_few():
         shapes |= set(layout.batches)
     assert {length for _, length in shapes} <= set(attention.LENGTHS)
     assert {count for count, _ in shapes} <= set(attention.COUNTS)
+
+
+def test_long_sequences_have_few_lengths():
+    sizes = torch.randint(257, 1200, (60,), generator=torch.Generator().manual_seed(0)).tolist()
+    layout = Layout([0, *torch.tensor(sizes).cumsum(0).tolist()], torch.device("cpu"), few_shapes=True)
+    found = [length for count, length in layout.batches for _ in range(count)]
+    assert all(length % attention.LONG == 0 for length in found) and len(set(found)) <= 15
+    assert all(0 <= length - size < attention.LONG for length, size in zip(found, sorted(sizes, reverse=True),
+                                                                           strict=True))
