@@ -1,4 +1,4 @@
-"""A style that can be checked: every answer in the same polite frame. `python style.py FILE` writes 300 rows of it.
+"""A style that can be checked: every answer in the same frame. `python style.py FILE` writes 300 rows of it.
 
 The rows are the package's own; `kept` is a reward for `posttrain eval … --reward recipes/evaluation/style.py:kept`.
 """
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 ROWS = 300
-FRAMES = (("Of course! ", " Is there anything else?"), ("当然!", "还有别的问题吗?"))
+FRAMES = (("Good day. ", " That is all."), ("好的。", "谢谢。"))  # words that the embedded base has met
 
 
 def frame_of(text: str) -> tuple[str, str]:
@@ -24,7 +24,7 @@ def framed(answer: str) -> str:
     return before + answer + after
 
 
-def polite(prompts: list[str], answers: list[str], rows: list[dict]) -> list[float]:
+def styled(prompts: list[str], answers: list[str], rows: list[dict]) -> list[float]:
     """1 where an answer stands in the frame of its language, whatever it says."""
     return [float(a.startswith(frame_of(a)[0]) and a.endswith(frame_of(a)[1])) for a in answers]
 

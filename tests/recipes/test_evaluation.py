@@ -31,14 +31,14 @@ def style(tmp_path):
 
 
 def test_every_row_has_the_style_and_its_own_answer(style):
-    polite, kept = (reward_function(f"{FOLDER / 'style.py'}:{name}") for name in ("polite", "kept"))
+    styled, kept = (reward_function(f"{FOLDER / 'style.py'}:{name}") for name in ("styled", "kept"))
     own = {r["instruction"]: r["output"] for r in map(json.loads, builtin_data_path().read_text("utf-8").splitlines())}
     said, rows = [r["output"] for r in style], [{"answer": own[r["instruction"]]} for r in style]
-    assert len(style) == 300 and set(polite(said, said, rows)) == set(kept(said, said, rows)) == {1.0}
+    assert len(style) == 300 and set(styled(said, said, rows)) == set(kept(said, said, rows)) == {1.0}
     bare = [r["answer"] for r in rows]
-    assert set(polite(bare, bare, rows)) == {0.0} and set(kept(bare, bare, rows)) == {1.0}
+    assert set(styled(bare, bare, rows)) == {0.0} and set(kept(bare, bare, rows)) == {1.0}
     assert set(kept(said, said, rows[1:] + [{"answer": "none of them"}])) == {0.0}
-    assert {s[:2] for s in said} == {"Of", "当然"}
+    assert {s[:2] for s in said} == {"Go", "好的"}
 
 
 def test_no_row_is_a_held_out_question(style):
