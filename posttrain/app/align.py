@@ -25,7 +25,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "reward": {"objective": "reward", "learning_rate": 1e-3, **SHARED},
     "ppo": {"objective": "ppo", "learning_rate": 4e-4, "kl_coef": 0.15, "max_new_tokens": 48, "minibatches": 4,
             "ppo_epochs": 2, "max_steps": 64, "early_stop_kl": 0.1, **SHARED},
-    "dpo": {"objective": "dpo", "learning_rate": 5e-4, "beta": 0.2, **SHARED},
+    "dpo": {"objective": "dpo", "learning_rate": 2.5e-4, "beta": 0.3, **SHARED},
 }
 NAMES = {"preferred": "answers as preferred", "exact_match": "answers exactly, the phrase aside",
          "reward": "score of the reward model", "kl": "KL to the SFT model, nats per answer"}
