@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 ROWS = 300
-FRAMES = (("Good day. ", " That is all."), ("好的。", "谢谢。"))  # words that the embedded base has met
+FRAMES = (("Good day. ", " That is all."), ("好的。", "谢谢。"))
 
 
 def frame_of(text: str) -> tuple[str, str]:
