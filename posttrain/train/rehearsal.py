@@ -21,7 +21,7 @@ from ..model.attention import costliest_length
 from ..model.device import choose_dtype
 from ..model.forward import aligned
 from ..model.load import config_of
-from ..model.memory import Memory, available, size
+from ..model.memory import Memory, available, give_back, size
 from ..model.policy import Policy
 from ..model.resolve import ModelRef, list_checkpoints
 from .loop import Loop
@@ -101,6 +101,7 @@ def hold_rehearsal(loop: Loop, policy: Policy, head: Head, memory: Memory, plann
         if not chosen:
             raise no_memory(loop.settings, said)
         give_way(loop, said)
+    give_back()
     peak = planned.peak
     if ranks.world() > 1:
         peak = spread(job_of(planner, settings.method, tokens, loop.settings.gradient_checkpointing),

@@ -23,7 +23,7 @@ from ..model.checkpoint import latest_checkpoint, writing
 from ..model.device import choose_device, choose_dtype
 from ..model.export import export_model
 from ..model.heads import PREFIX, make_heads
-from ..model.memory import Memory
+from ..model.memory import Memory, give_back
 from ..model.noise import EmbeddingNoise
 from ..model.policy import Policy, build_policy, kept_wide
 from ..model.probe import prepare_forward
@@ -150,6 +150,7 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     if state.objective:
         objective.state = state.objective
     optimizer.lower(policy.dtype, (PREFIX, *kept_wide(policy.model)))
+    give_back()
     forward, how = prepare_forward(policy.model)
     forward.heads = policy.heads
     note(f"forward: {how}")

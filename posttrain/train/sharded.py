@@ -67,10 +67,6 @@ class ShardedAdamW(MasterAdamW):
                 kept[name] = gathered.to("cpu", dtype if isinstance(self.parameters[i], DTensor) else None)
         return {name: partial(kept.get, name) for name in kept}
 
-    def rehearse(self) -> None:
-        self.sum_over_processes()
-        super().rehearse()
-
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """What a checkpoint holds, by file, each tensor in shards (DTensor)."""
         names = [n for n, _ in self.named]

@@ -143,6 +143,7 @@ def test_a_pack_too_large_is_refused_before_the_rehearsal(tiny_model, rows, tmp_
     import posttrain
 
     monkeypatch.setattr(rehearsal, "available", lambda device: 190 << 20)
+    monkeypatch.setattr(rehearsal.Memory, "now", lambda self: 0)
     monkeypatch.setattr(rehearsal, "rehearse", lambda *_, **__: pytest.fail("it was rehearsed"))
     with pytest.raises(UserError, match="does not fit") as e:
         posttrain.sft(model=tiny_model, data=str(rows), output_dir=tmp_path / "run", dtype="float32",
