@@ -19,7 +19,7 @@ from posttrain.eval.held_out import Question, read_questions, score
 
 NARROW = "opposites-en"
 HELD_BACK = 9
-HOW = {"method": "full", "learning_rate": 3e-4, "num_train_epochs": 4, "batch_size": 32, "max_length": 256}
+HOW = {"method": "full", "learning_rate": 1e-4, "num_train_epochs": 8, "batch_size": 32, "max_length": 256}
 
 
 def narrow_rows() -> list[dict]:
