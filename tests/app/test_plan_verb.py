@@ -85,12 +85,13 @@ def test_what_is_no_config_is_refused(tmp_path, capsys):
 
 def test_70b_takes_seconds_and_less_than_a_gigabyte(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(BIG))
-    code = ("import resource, sys; from posttrain.app.cli import main; code = main(sys.argv[1:]);"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)")
+    # not getrusage: its highest memory begins with that of the process that started this one
+    code = ("import sys; from posttrain.app.cli import main; from posttrain.model.memory import _highest;"
+            "code = main(sys.argv[1:]); print(_highest(), file=sys.stderr); sys.exit(code)")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code, "plan", str(tmp_path), "--method", "qlora", "--json"],
                           capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0 and json.loads(done.stdout)["parameters"] == 70_553_706_496
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 9  # 5 on a quiet machine
-    assert int(done.stderr.split()[-1]) * 1024 < 1e9
+    assert int(done.stderr.split()[-1]) < 1e9
