@@ -22,7 +22,6 @@ from posttrain.app.verbs import EVERYWHERE, VERBS, Option, Verb
 from posttrain.core import ranks
 from posttrain.core.config import Settings, key_names, make_settings, read_config, unknown_key
 from posttrain.core.errors import SettingsError, UserError
-from posttrain.core.peer_keys import PEER_KEYS
 
 COMMAND_LINE = "command line"
 ANY_MODEL = "a run, a checkpoint, an adapter, a Hugging Face folder, a hub id"
@@ -171,12 +170,8 @@ def _unknown_flag(verb: Verb, name: str) -> UserError:
     if name in key_names():
         return UserError(f"`--{name}` changes nothing in `posttrain {verb.name}`", where=COMMAND_LINE,
                          fix=f"drop it; `posttrain {verb.name} --help` lists what it takes")
-    if name in PEER_KEYS or verb.trains:
-        return unknown_key(name, COMMAND_LINE)
     names = [o.name for o in (*verb.options, *EVERYWHERE)] + list(verb.keys)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or [n for n in names if n.startswith(name)][:1]
-    return UserError(f"unknown key `{name}`", where=COMMAND_LINE,
-                     fix=f"did you mean `{near[0]}`?" if near else f"see `posttrain {verb.name} --help` for every key")
+    return unknown_key(name, COMMAND_LINE, names, verb.name)
 
 
 def _words(command: Command, words: list[str], errors: list[UserError]) -> None:

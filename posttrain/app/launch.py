@@ -45,7 +45,6 @@ class Interrupted(Exception):
 def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
     """One whole run -> its Run; raises Interrupted where a signal ended it. `closing` prints the next commands."""
     began, notes = time.perf_counter(), []
-    _check_processes(settings)
     if settings.processes > 1 and not ranks.launched():
         return _launch_processes(settings, console)
     if not ranks.first():
@@ -120,12 +119,6 @@ def _need_libraries(settings: Settings) -> None:
         need(name)
     if settings.method == "qlora":
         need_extra("bitsandbytes", "qlora", where="method", found="qlora", instead="set method: lora")
-
-
-def _check_processes(settings: Settings) -> None:
-    if settings.is_sampled and ranks.world() > 1:
-        raise UserError(f"posttrain {settings.objective} runs in one process so far", where="torchrun",
-                        found=f"{ranks.world()} processes", fix="start it without torchrun")
 
 
 def _launch_processes(settings: Settings, console: Console) -> Run:

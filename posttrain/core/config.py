@@ -245,9 +245,10 @@ class Settings(ReinforceKeys):
         return getattr(self, name) != type(self).model_fields[name].default
 
 
-def key_names() -> list[str]:
-    """Names as the user writes them (`model_config`, not the field's own `architecture`)."""
-    return [f.alias or name for name, f in Settings.model_fields.items()]
+def key_names(objective: str | None = None) -> list[str]:
+    """Names as the user writes them (`model_config`, not the field's own `architecture`); of an objective its own."""
+    return [f.alias or name for name, f in Settings.model_fields.items()
+            if objective not in FACTS or objective in users_of(name)]
 
 
 def users_of(name: str) -> tuple[str, ...]:
@@ -256,14 +257,16 @@ def users_of(name: str) -> tuple[str, ...]:
     return tuple((Settings.model_fields[name].json_schema_extra or {}).get("only") or every)
 
 
-def unknown_key(name: str, where: str) -> UserError:
-    """The error for a key that does not exist: what a peer's key becomes, or the nearest name."""
+def unknown_key(name: str, where: str, names: list[str], verb: str = "VERB") -> UserError:
+    """The error for a key that does not exist: what a peer's key becomes, or the nearest name, among those it may be
+    (test_arguments.py::test_a_verb_never_suggests_what_it_does_not_take)."""
     if hint := PEER_KEYS.get(name):
-        return UserError(f"unknown key `{name}`", where=where, fix=hint)
-    near = difflib.get_close_matches(name, key_names(), n=1, cutoff=0.5) or [
-        k for k in key_names() if k.startswith(name)][:1]
-    return UserError(f"unknown key `{name}`", where=where,
-                     fix=f"did you mean `{near[0]}`?" if near else "see `posttrain VERB --help` for every key")
+        meant = re.search(r"\buse (\w+)", hint)
+        fix = hint if meant is None or meant[1] in names else f"nothing in `posttrain {verb}` plays its part; drop it"
+    else:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or [k for k in names if k.startswith(name)][:1]
+        fix = f"did you mean `{near[0]}`?" if near else f"see `posttrain {verb} --help` for every key"
+    return UserError(f"unknown key `{name}`", where=where, fix=fix)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -286,7 +289,9 @@ def make_settings(values: dict[str, Any], where: dict[str, str] | None = None) -
     """Settings from plain values; every problem is collected into one SettingsError. `where` says where each stood."""
     where = where or {}
     names = set(key_names())
-    errors = [unknown_key(k, where.get(k, "settings")) for k in values if k not in names]
+    own = key_names(values.get("objective"))
+    errors = [unknown_key(k, where.get(k, "settings"), own, values.get("objective") or "VERB")
+              for k in values if k not in names]
     known = {k: v for k, v in values.items() if k in names}
     wrong: set[str] = set()
     while True:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..core.errors import UserError
+
 
 def split(wide: torch.Tensor, high: torch.Tensor, low: torch.Tensor) -> None:
     """Write float32 `wide` [N] as bf16 `high` [N] (rounded, ties away from zero) and the int16 `low` [N] it lacks.
@@ -31,7 +33,14 @@ def join(high: torch.Tensor, low: torch.Tensor, out: torch.Tensor | None = None)
     return wide
 
 
-def whole(files: dict[str, dict[str, torch.Tensor]], name: str) -> torch.Tensor:
-    """A checkpoint's weight in full precision: `weights` as it is, or joined with its part in `halves`."""
+def whole(files: dict[str, dict[str, torch.Tensor]], name: str, shape: torch.Size) -> torch.Tensor:
+    """A checkpoint's weight in full precision: `weights` as it is, or joined with its part in `halves`.
+
+    One that has another shape than the model's is a UserError: a smaller one would be spread over the model's.
+    """
     high, low = files["weights"][name], files.get("halves", {}).get(name)
+    if high.shape != shape:
+        raise UserError("a weight of the checkpoint has another shape than the model's", where=name,
+                        found=str(list(high.shape)), expected=str(list(shape)),
+                        fix="use it with the model and the settings (lora_r, …) that its run began with")
     return high if low is None else join(high.reshape(-1), low.reshape(-1)).view(high.shape)

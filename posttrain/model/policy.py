@@ -199,7 +199,7 @@ def _from_checkpoint(ref: ModelRef, dtype: torch.dtype, device: torch.device, un
     parameters = dict(policy.named_parameters())
     with torch.no_grad():
         for name in (n for n in files["weights"] if not of_another_role(n)):
-            parameters[name].copy_(whole(files, name))
+            parameters[name].copy_(whole(files, name, parameters[name].shape))
     lower(policy.model, dtype, kept_wide(policy.model))
     settle_packed(policy.model, dtype)
     return Policy(policy.model.eval(), ref, dtype, device, policy.stored, [], policy.heads, policy.base)

@@ -32,6 +32,11 @@ def kl_k3(policy_K: torch.Tensor, reference_K: torch.Tensor) -> torch.Tensor:
     return torch.expm1(log_ratio_K) - log_ratio_K
 
 
+def flat(parts: Many[torch.Tensor]) -> torch.Tensor:
+    """Tensors end to end; of none, as in a process that has no answer, [0]."""
+    return torch.cat(list(parts)) if parts else torch.zeros(0)
+
+
 def by_answer(flat_K: torch.Tensor, lengths: Many[int]) -> torch.Tensor:
     """[K] end to end -> [S, N], zeros after each answer's end."""
     return torch.nn.utils.rnn.pad_sequence(list(flat_K.split(list(lengths))), batch_first=True)
@@ -86,7 +91,7 @@ def group_advantages(scores_S: torch.Tensor, group: int, kind: str) -> torch.Ten
         rloo      r − mean of the others                             (Ahmadian et al. 2024, eq. 8)
     A group whose scores are equal teaches nothing: all its advantages are 0.
     """
-    scores_GN = scores_S.view(-1, group)
+    scores_GN = scores_S.view(len(scores_S) // group, group)
     centred_GN = scores_GN - scores_GN.mean(1, keepdim=True)
     if kind == "rloo":
         centred_GN = centred_GN * (group / (group - 1))

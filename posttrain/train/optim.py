@@ -184,7 +184,7 @@ class MasterAdamW:
     def restore(self, files: dict[str, dict[str, torch.Tensor]], steps: int) -> None:
         """Take masters, moments and the count of updates from a checkpoint's tensors."""
         for i, (name, p) in enumerate(self.named):
-            wide = whole(files, name).to(p.device)
+            wide = whole(files, name, p.shape).to(p.device)
             if self.low[i] is None:
                 p.data.copy_(wide)
             else:

@@ -12,17 +12,17 @@ import torch
 
 from ..core import ranks
 from ..core.config import Settings
-from ..core.errors import UserError
 from ..core.pack import Pack
 from ..core.seeds import seed_for
 from ..data.order import permutation
-from .advantages import kl_k1, kl_k3, moments
+from .advantages import flat, kl_k1, kl_k3, moments
 from .guards import check_guards
 from .objective import Models, Objective
 from .rollout import Answer
 from .update import lay_packs
 
 SAMPLES = 4  # answers per collection that go to samples.jsonl
+COLUMNS = ("old", "reference", "entropy", "values", "returns", "advantages", "share", "told")  # that a loss may read
 
 
 class Reinforce(Objective):
@@ -63,11 +63,11 @@ class Reinforce(Objective):
     def collect(self, packs, models: Models) -> Iterator[list[Pack]]:
         began = time.perf_counter()
         self.stop_early = False
-        packs = [pack for pack in packs if not pack.idle]
+        packs = list(packs)
         answers = models.rollout(packs, self.state["collection"], self.group)
         self.facts, self.done = {"rollout_seconds": time.perf_counter() - began}, 0
         scores = self._judge(answers, models)
-        laid = self._lay(answers)
+        laid = self._lay(answers, packs[0])
         self._columns(laid, models)
         self._tell(answers, scores, [p for batch in laid for p in batch])
         check_guards(self.facts, self.state["first"] or self.facts, self.step)
@@ -98,7 +98,7 @@ class Reinforce(Objective):
     def _judge(self, answers: list[Answer], models: Models) -> list[float]:
         """The scores as the reward gave them; what is learnt from goes into each sequence's facts."""
         began = time.perf_counter()
-        scores = models.reward(answers)
+        scores = models.reward(answers) if answers else []
         self.facts["reward_seconds"] = time.perf_counter() - began
         count, mean, squares = self.state["scores"]
         more, found, variance = moments(torch.tensor(scores, dtype=torch.float64))
@@ -113,10 +113,11 @@ class Reinforce(Objective):
             answer.sequence.facts = {"score": learnt}
         return scores
 
-    def _lay(self, answers: list[Answer]) -> list[list[Pack]]:
+    def _lay(self, answers: list[Answer], prompt: Pack) -> list[list[Pack]]:
         """Packs of each minibatch; whole groups are dealt, in an order of the collection's own, alike in any process.
 
-        A process that has no answer of a minibatch takes part in its update with an idle pack.
+        A process that has no answer of a minibatch takes part in its update with an idle pack: one of its own of
+        another, or, where it has none at all, the `prompt` that it was given (test_ranks.py, with one prompt).
         """
         (prompts,) = ranks.add_up([len(answers) / self.group])
         order = permutation(round(prompts), seed_for(self.settings.seed, "minibatches"), "collection",
@@ -126,10 +127,9 @@ class Reinforce(Objective):
             mine = set(part.tolist())
             atoms = [[a.sequence] for a in sorted(answers, key=lambda a: a.number) if a.number // self.group in mine]
             laid.append(lay_packs(atoms, self.settings.pack_tokens) if atoms else [])
-        spare = min((p for batch in laid for p in batch), key=lambda p: p.bounds[-1], default=None)
-        if spare is None:
-            raise UserError("a collection has fewer prompts than there are processes", where="batch_size",
-                            found=f"{round(prompts)} prompts", fix="raise batch_size")
+        zero = torch.zeros(len(prompt.ids_T))
+        nothing = replace(prompt, weights_T=zero + 1, columns=dict.fromkeys(COLUMNS, zero))
+        spare = min((p for batch in laid for p in batch), key=lambda p: p.bounds[-1], default=nothing)
         return [batch or [replace(spare, idle=True)] for batch in laid]
 
     def rehearsed(self, packs: list[Pack], models: Models) -> list[Pack]:
@@ -154,7 +154,7 @@ class Reinforce(Objective):
 
     # -- what is told
     def _tell(self, answers: list[Answer], scores: list[float], packs: list[Pack]) -> None:
-        old, reference, entropy = (torch.cat([p.columns[n][p.weights_T != 0] for p in packs if not p.idle]).double()
+        old, reference, entropy = (flat([p.columns[n][p.weights_T != 0] for p in packs if not p.idle]).double()
                                    for n in ("old", "reference", "entropy"))
         sampled = torch.tensor([x for a in answers for x in a.logprobs]).double()
         _, reward, variance = moments(torch.tensor(scores))

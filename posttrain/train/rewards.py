@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from ..core.errors import RowError, UserError
-from ..core.sequence import Row
+from ..core.sequence import Row, Sequence
 from ..data.gather import up_to_the_stop
 from ..data.render import Renderer
 from ..data.tokenizer import load_tokenizer
+from ..data.weigh import Rendered
 from ..model.adapters import attach_scorer
 from ..model.heads import ScalarHead
 from ..model.identity import check_base, read_base
@@ -18,7 +19,7 @@ from ..model.policy import Policy
 from ..model.resolve import ModelRef, gives_scores, resolve_model
 from ..model.reward import Scorer, open_scorer
 from ..model.roles import REWARD, Role
-from .rollout import Answer, last_user_text
+from .rollout import Answer, last_user_text, lay
 from .scoring import Score, ask_reward
 from .update import lay_packs
 
@@ -52,7 +53,11 @@ class RoleReward:
 
 
 class ModelReward:
-    """A reward model of its own. With another tokenizer answers reach it as text, rendered by its own template."""
+    """A reward model of its own. With another tokenizer answers reach it as text, rendered by its own template.
+
+    An answer of nothing is the prompt and the token that ends a turn, as it would be in the reward model's own words
+    (test_reward_models.py::test_an_empty_answer_is_a_prompt_that_ends).
+    """
 
     def __init__(self, scorer: Scorer, renderer: Renderer | None, name: str):
         self.scorer, self.renderer, self.name = scorer, renderer, name
@@ -61,15 +66,20 @@ class ModelReward:
         if self.renderer is None:
             return self.scorer([a.sequence for a in answers])
         rows = [Row("conversation", a.row.origin, messages=[
-            *a.row.messages, {"role": "assistant", "content": a.text or " "}], tools=a.row.tools) for a in answers]
-        sequences = []
-        for row, made in zip(rows, self.renderer.render(rows), strict=True):
-            if isinstance(made, RowError) or not made.sequences:
-                raise UserError("the reward model's template cannot render an answer", where=f"reward: {self.name}",
-                                found=str(made.message if isinstance(made, RowError) else made.dropped) +
-                                f" ({row.origin})", fix="take a reward model with the policy's template")
-            sequences.append(up_to_the_stop(made.sequences[-1]))
-        return self.scorer(sequences)
+            *a.row.messages, {"role": "assistant", "content": a.text}], tools=a.row.tools) for a in answers if a.text]
+        made = iter(zip(rows, self.renderer.render(rows), strict=True))
+        return self.scorer([self._taken(*next(made)) if a.text else self._empty(a) for a in answers])
+
+    def _taken(self, row: Row, made: Rendered | RowError) -> Sequence:
+        if isinstance(made, RowError) or not made.sequences:
+            raise UserError("the reward model's template cannot render an answer", where=f"reward: {self.name}",
+                            found=str(made.message if isinstance(made, RowError) else made.dropped) +
+                            f" ({row.origin})", fix="take a reward model with the policy's template")
+        return up_to_the_stop(made.sequences[-1])
+
+    def _empty(self, answer: Answer) -> Sequence:
+        prompt = self.renderer.prompt(answer.row.messages, answer.row.tools)
+        return lay(prompt, self.renderer.stop_ids[:1], True, answer.row.origin)
 
 
 def reward_ref(name: str) -> ModelRef:

@@ -53,7 +53,7 @@ class Rollout:
         made = generate(self.role.model, [ids for ids, *_ in prompts], keys=[key for *_, key in prompts],
                         max_new_tokens=self.max_new_tokens, stop_ids=self.spec.stop_ids,
                         temperature=0.0 if greedy else self.temperature,
-                        seed=seed_for(self.seed, "rollout", collection), batch_size=self.slots)
+                        seed=seed_for(self.seed, "rollout", collection), batch_size=self.slots) if prompts else []
         return [Answer(lay(ids, g.ids, g.stopped, row.origin), row, self.spec.decode(g.answer_ids).strip(), g.stopped,
                        g.logprobs, key) for (ids, row, key), g in zip(prompts, made, strict=True)]
 

@@ -84,7 +84,7 @@ class ShardedAdamW(MasterAdamW):
             return rows.to(self.named[i][1].device, copy=True)
 
         for i, (name, rows) in enumerate(self.named):
-            rows.data.copy_(own(i, whole(files, name)))
+            rows.data.copy_(own(i, whole(files, name, self.parameters[i].shape)))
         if saved := files.get("optimizer"):
             self.moments = tuple([own(i, saved[f"{kind}.{n}"]) for i, (n, _) in enumerate(self.named)]
                                  for kind in MOMENTS)

@@ -30,14 +30,6 @@ def test_what_a_process_told_itself_is_not_told_again(tmp_path):
     assert judge(ended(2, -15), "sft", tmp_path) == 2  # the launcher ended the other one
 
 
-def test_what_learns_from_its_own_answers_runs_in_one_process(monkeypatch, rows):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError) as e:
-        posttrain.grpo(reward="exact_match", data=str(rows))
-    assert "posttrain grpo runs in one process so far" in str(e.value) and "without torchrun" in str(e.value)
-
-
 def test_processes_started_beside_each_other_need_one_folder(monkeypatch, rows):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -8,7 +8,7 @@ from posttrain.app.arguments import parse
 from posttrain.app.cli import main
 from posttrain.app.help import verb_help
 from posttrain.app.verbs import VERBS, keys_of
-from posttrain.core.config import Settings, key_names
+from posttrain.core.config import Settings, key_names, make_settings
 from posttrain.core.errors import SettingsError, UserError
 
 
@@ -106,6 +106,26 @@ def test_the_message_says_what_to_do(argv, parts):
     text = only(*argv)
     for part in parts:
         assert part in text, text
+
+
+@pytest.mark.parametrize(("argv", "fix"), [
+    (["ppo", "--bta", "0.1"], "did you mean `data`?"),
+    (["dpo", "--bta", "0.1"], "did you mean `beta`?"),
+    (["dpo", "--mask_history"], "nothing in `posttrain dpo` plays its part; drop it"),
+    (["sft", "--mask_history"], "use train_on: last"),
+    (["grpo", "--truncation_strategy", "right"], "nothing in `posttrain grpo` plays its part; drop it"),
+    (["chat", "a", "--lr", "1e-4"], "nothing in `posttrain chat` plays its part; drop it"),
+    (["chat", "a", "--zzzzz", "1"], "see `posttrain chat --help` for every key")])
+def test_a_verb_never_suggests_what_it_does_not_take(argv, fix):
+    assert only(*argv).endswith(f"fix:      {fix}")
+
+
+def test_a_settings_file_is_told_of_its_own_verb_alone():
+    with pytest.raises(SettingsError, match="did you mean `beta`"):
+        make_settings({"objective": "kto", "bta": 0.1})
+    with pytest.raises(SettingsError) as e:
+        make_settings({"objective": "grpo", "bta": 0.1})
+    assert "beta" not in str(e.value)
 
 
 def test_data_words_are_data():

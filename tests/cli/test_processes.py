@@ -115,3 +115,24 @@ def test_from_two_processes_to_one_and_back(start, tmp_path):
             made = load_file(next((tmp_path / name / "model").glob("*.safetensors")))
             for key, value in ends.items():
                 assert (made[key].double() - value.double()).norm() <= 1e-4 * value.double().norm() + 1e-6, key
+
+
+@pytest.mark.parametrize(("verb", "flags"), [("ppo", ("--max_steps", "12")),
+                                             ("grpo", ("--max_steps", "6", "--num_generations", "2"))])
+def test_answers_are_sampled_in_two_processes(tiny_model, rows, tmp_path, verb, flags):
+    """The same run as in one; the last of its three collections has one prompt, so one process has nothing to do."""
+    (reward := tmp_path / "fn.py").write_text(
+        "def score(prompts, answers, rows):\n    return [a.count('e') - 0.1 * len(a) for a in answers]\n")
+    for processes in ("1", "2"):
+        argv = [verb, "--model", tiny_model, "--data", f"{rows}[#17]", "--batch_size", "8", "--minibatches", "2",
+                "--max_new_tokens", "8", "--max_length", "64", "--dtype", "float32", "--device", "cpu", "--reward",
+                f"{reward}:score", "--output_dir", tmp_path / processes, "--processes", processes, *flags]
+        done = subprocess.run([sys.executable, "-m", "posttrain", *map(str, argv)], capture_output=True, text=True,
+                              timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (Run(tmp_path / processes) for processes in ("1", "2"))
+    for name in ("loss", "reward", "kl", "entropy", "answer_tokens", "ratio"):
+        assert [m[name] for m in two.metrics] == pytest.approx([m[name] for m in one.metrics], rel=1e-3, abs=1e-5), name
+    mine, theirs = (load_file(run.model_path / "adapter_model.safetensors") for run in (one, two))
+    for key, value in mine.items():
+        assert (theirs[key] - value).norm() <= 1e-4 * value.norm() + 1e-7, key

@@ -31,7 +31,8 @@ from posttrain.train.sharded import ShardedAdamW  # noqa: E402
 from posttrain.train.share import even_packs, share_packs  # noqa: E402
 from posttrain.train.update import accumulate, evaluate, lay_packs  # noqa: E402
 
-SAMPLED = {"ppo": {}, "grpo": {"objective": "grpo", "num_generations": 3, "advantages": "batch", "kl_coef": 0.1}}
+GRPO = {"objective": "grpo", "num_generations": 3, "advantages": "batch", "kl_coef": 0.1}
+SAMPLED = {"ppo": (6, {}), "grpo": (6, GRPO), "ppo of one": (1, {}), "grpo of one": (1, GRPO)}  # prompts, and keys
 ROWS = {"eight": slice(0, 8), "seven": slice(0, 7), "one": slice(4, 5)}  # of one row another process gets nothing
 
 
@@ -85,14 +86,14 @@ def preference(name: str, kind: str) -> dict[str, float]:
     return means | {"norm": float(norm), "weights": weights}
 
 
-def reinforced(kind: dict) -> dict[str, float]:
+def reinforced(prompts: int, kind: dict) -> dict[str, float]:
     """Two collections of PPO or GRPO in float64 -> the facts and means of every update, a sum over the weights."""
     objective, models, forward = test_ppo.stage(**kind)
     optimizer = MasterAdamW([*forward.model.named_parameters(), *forward.heads.named_parameters()], beta1=0.9,
                             beta2=0.99, eps=1e-8, weight_decay=0.0)
     found: dict[str, float] = {}
     for step in range(2):
-        packs = share_packs(test_ppo.atoms(), 80)
+        packs = share_packs(test_ppo.atoms(prompts), 80)
         for n, batch in enumerate(objective.collect(packs, models)):
             batch = even_packs(batch)
             optimizer.begin(len(batch))
@@ -110,7 +111,7 @@ def everything() -> dict[str, dict[str, float]]:
     """Every combination by name."""
     dtypes = (torch.float64, torch.float32)
     pairs = {f"{kind} {name}": preference(name, kind) for kind in ("lora", "sharded") for name in PREFERENCES}
-    pairs |= {f"sampled {name}": reinforced(kind) for name, kind in SAMPLED.items()}
+    pairs |= {f"sampled {name}": reinforced(*asked) for name, asked in SAMPLED.items()}
     return pairs | {f"{kind} {str(dtype).removeprefix('torch.')} {name}": update(kind, dtype, rows, room=140)
             for kind in ("full", "lora", "sharded") for dtype in dtypes for name, rows in ROWS.items()}
 

@@ -210,3 +210,48 @@ def test_a_reward_head_of_another_shape(train, preferences, tiny_model, tmp_path
     with pytest.raises(UserError) as e:
         train(reward=str(reward.path))
     assert "the reward model's head does not fit its base" in str(e.value) and "expected: [1, 64]" in str(e.value)
+
+
+def test_a_critic_of_another_shape(train, tmp_path):
+    """A checkpoint whose critic is smaller would be spread over the model's: it is refused, and so is its adapter."""
+    from safetensors.torch import save_file
+
+    from posttrain.model.checkpoint import sha256
+
+    run, cut = train(max_steps=8), tmp_path / "cut"
+    for name, found in (("heads.value.weight", [1, 1]), ("critic", [4, 64])):
+        shutil.rmtree(cut, ignore_errors=True)
+        shutil.copytree(run.path, cut)
+        (cut / "run.json").write_text('{"status": "running", "step": 8}')
+        file, manifest = cut / "checkpoints" / "4" / "weights.safetensors", cut / "checkpoints" / "4" / "manifest.json"
+        tensors = load_file(file)
+        key = next(n for n in tensors if name in n and tensors[n].shape[-1] == 64)
+        save_file(tensors | {key: torch.zeros(found)}, file)
+        facts = json.loads(manifest.read_text())
+        facts["files"][file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        manifest.write_text(json.dumps(facts))
+        with pytest.raises(UserError) as e:
+            posttrain.ppo(resume=True, output_dir=cut)
+        assert str(e.value) == (
+            f"error: a weight of the checkpoint has another shape than the model's\n  where:    {key}\n"
+            f"  found:    {found}\n  expected: {list(tensors[key].shape)}\n"
+            "  fix:      use it with the model and the settings (lora_r, …) that its run began with")
+
+
+def test_answers_that_never_end(train):
+    """They cost what missing_eos_penalty says and are told; no token of theirs is a stop."""
+    run = train(max_new_tokens=2, max_steps=4, missing_eos_penalty=3.0)
+    told = [json.loads(line) for line in (run.path / "samples.jsonl").read_text().splitlines()]
+    assert run.metrics[0]["stop_rate"] == 0 and run.metrics[0]["answer_tokens"] == 2
+    assert not any(line["stopped"] for line in told)
+
+
+@pytest.mark.parametrize("verb", ["ppo", "grpo"])
+def test_rows_without_a_prompt(train, verb, tmp_path):
+    for name, row, said in (("text", {"text": "prose"}, "error: the rows have no prompt to answer\n"),
+                            ("odd", {"a": 1, "b": 2}, "error: no known format has these columns\n"),
+                            ("silent", {"messages": [{"role": "assistant", "content": "so."}]}, "error: ")):
+        (path := tmp_path / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * 4)
+        with pytest.raises(UserError) as e:
+            train(verb, name=name, data=str(path))
+        assert said in str(e.value) and str(path) in str(e.value), str(e.value)

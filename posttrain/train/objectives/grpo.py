@@ -37,7 +37,7 @@ class GRPO(Reinforce):
         made = group_advantages(learnt, self.group, self.settings.advantages)
         for answer, advantage in zip(answers, made.tolist(), strict=True):
             answer.sequence.facts = {"advantage": advantage}
-        self.facts["idle_groups"] = moments((made.view(-1, self.group) == 0).all(1))[1]
+        self.facts["idle_groups"] = moments((made.view(len(made) // self.group, self.group) == 0).all(1))[1]
         return scores
 
     def _columns(self, laid, models):

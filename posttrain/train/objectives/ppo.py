@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..advantages import clipped_policy, clipped_value, explained_variance, gae, kl_k1, kl_k3, moments, whiten
+from ..advantages import clipped_policy, clipped_value, explained_variance, flat, gae, kl_k1, kl_k3, moments, whiten
 from ..reinforce import Reinforce
 from ..rollout import answer_lengths, spread
 
@@ -36,7 +36,7 @@ class PPO(Reinforce):
             measured["advantages"] = self._advantages(measured, pack)
             measured["returns"] = measured["advantages"] + measured["values"]
             found.append(measured)
-        values, returns, advantages = (torch.cat([f[n] for f in found]) for n in ("values", "returns", "advantages"))
+        values, returns, advantages = (flat([f[n] for f in found]) for n in ("values", "returns", "advantages"))
         self.facts["explained_variance"] = explained_variance(values, returns)
         self.facts["value"] = moments(values)[1]
         white = whiten(advantages.double()).to(advantages.dtype).split([len(f["values"]) for f in found])
