@@ -86,6 +86,18 @@ def load(name: str | Path, settings: Settings | None = None) -> Assistant:
     return Assistant(str(name), policy.model, renderer, facts)
 
 
+def check_models(names: list[str]) -> None:
+    """What names no model, or an endpoint that nobody answers at, is told before any model is loaded."""
+    from posttrain.eval.endpoint import Endpoint, is_endpoint
+    from posttrain.model.resolve import resolve_model
+
+    for name in names:
+        if is_endpoint(name):
+            Endpoint(name).check()
+        else:
+            resolve_model(name)
+
+
 def date_of(ref, settings: Settings) -> str | None:
     """The date for templates that print today's: as set, else the one that the run was trained with."""
     if settings.template_date or ref.run is None:

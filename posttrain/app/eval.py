@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,18 +39,25 @@ class RowSet:
 
 def main(command: Command) -> int:
     """Measure, print, write: 0, or 1 where the gate closes."""
-    from posttrain.app.assistant import how_to_answer
-    from posttrain.eval.report_eval import write_evaluation
-
-    options, settings = command.options, command.settings
+    options = command.options
     if options["benchmarks"] and not benchmarks.to_sandbox(command):
         benchmarks.check(command)
-        return benchmarks.run(command, _folder(settings.output_dir))
+        with _folder(command) as folder:
+            return benchmarks.run(command, folder)
     if options["num_fewshot"] is not None:
         raise UserError("num_fewshot changes nothing without benchmarks", where="command line",
                         fix="name --benchmarks, or drop --num_fewshot")
     if ks := code.check(command):
-        return code.run(command, ks, _folder(settings.output_dir))
+        with _folder(command) as folder:
+            return code.run(command, ks, folder)
+    return on_rows(command)
+
+
+def on_rows(command: Command) -> int:
+    """The figures of --data, the gate, the report."""
+    from posttrain.app.assistant import how_to_answer
+
+    options, settings = command.options, command.settings
     console = make_console(to_stderr=options["json"])
     how = how_to_answer(command) | {"system": options["system"]}
     rewards = {spec: reward_of(spec, settings) for spec in options["reward"]}  # what is no reward is told at once
@@ -56,10 +65,18 @@ def main(command: Command) -> int:
     for found in sets[1:]:
         console.print(f"general: {found.name}, {len(found.rows):,} rows: {found.why}", markup=False, soft_wrap=True)
     _libraries(sets)
-    folder = _folder(settings.output_dir)
-    for name in command.words:
-        _measure(name, sets, command, console, how)
-    ask_rewards(sets[0], rewards)
+    with _folder(command) as folder:
+        for name in command.words:
+            _measure(name, sets, command, console, how)
+        ask_rewards(sets[0], rewards)
+        return _conclude(command, sets, how, folder, console)
+
+
+def _conclude(command: Command, sets: list[RowSet], how: dict[str, Any], folder: Path, console: Console) -> int:
+    """Judge, write, print."""
+    from posttrain.eval.report_eval import write_evaluation
+
+    options, settings = command.options, command.settings
     task, *general = _judged(sets, settings.seed)
     result = task.result | {"data": settings.data, "how": how, "version": __version__,
                             "general": [{"data": s.name} | v.result for s, v in zip(sets[1:], general, strict=True)],
@@ -151,13 +168,25 @@ def _libraries(sets: list[RowSet]) -> None:
         need("rouge_score.rouge_scorer")
 
 
-def _folder(output_dir: str | None) -> Path:
-    if output_dir is None:
-        return fresh_run("eval")
-    folder = Path(output_dir)
+@contextmanager
+def _folder(command: Command) -> Iterator[Path]:
+    """The folder of the results, once every model is there; where an error or Ctrl-C leaves it empty, it goes."""
+    from posttrain.app.assistant import check_models
+
+    output_dir = command.settings.output_dir
+    check_models(command.words)
+    folder = fresh_run("eval") if output_dir is None else _named(Path(output_dir))
+    try:
+        yield folder
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _named(folder: Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(p.name != "eval.json" for p in folder.iterdir()) and
                             not (folder / "eval.json").is_file()):
-        raise UserError("the output folder is in use", where=output_dir, found="files that no evaluation wrote",
+        raise UserError("the output folder is in use", where=str(folder), found="files that no evaluation wrote",
                         fix="name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -22,12 +22,13 @@ def main(command) -> int:
     """Ask the models, ask the judge, count; everything asked and said lies in the folder."""
     options, settings = command.options, command.settings
     _check(command)
-    from posttrain.app.assistant import how_to_answer
+    from posttrain.app.assistant import check_models, how_to_answer
     from posttrain.eval.judge import converse, duel, duel_by_score, ratings, read_talks
 
     how = how_to_answer(command)
     talks = read_talks(Path(options["questions"]), options["reference"] and Path(options["reference"]),
                        options["limit"])
+    check_models([*command.words, options["judge"]])
     by_words, judge, name_of_judge = _judge(options["judge"], settings)
     console = make_console(to_stderr=options["json"])
 

@@ -7,7 +7,7 @@ from html import escape
 
 from .page import embedded
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 250, 62, 14, 12, 28
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 250, 76, 14, 12, 28
 POINTS = 500  # drawn of each series; more updates are averaged in groups
 
 Series = dict[int, float]  # by update

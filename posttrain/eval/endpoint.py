@@ -6,7 +6,11 @@ import json
 import os
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
 from ..core.errors import UserError
@@ -14,11 +18,16 @@ from .answers import Answer
 
 AT_ONCE = 8  # requests under way together
 PATIENCE = 600.0  # seconds for one answer
+LISTING = 30.0  # seconds for the list of models
 KEY = "OPENAI_API_KEY"
 
 
 def is_endpoint(name: str) -> bool:
     return name.startswith(("http://", "https://"))
+
+
+class Refused(UserError):
+    """The endpoint is there, and answered with an HTTP error."""
 
 
 class Endpoint:
@@ -32,7 +41,7 @@ class Endpoint:
         self.url, _, self.model = name.partition("#")
         self.url = self.url.rstrip("/")
         if not self.model:
-            listed = self._call("/models").get("data") or []
+            listed = self._call("/models", patience=LISTING).get("data") or []
             if not listed or not isinstance(listed[0], dict) or "id" not in listed[0]:
                 raise UserError("the endpoint lists no model", where=f"{self.url}/models", found=str(listed)[:200],
                                 fix="name one after #, as in http://localhost:8000/v1#qwen3")
@@ -40,6 +49,11 @@ class Endpoint:
 
     def describe(self) -> str:
         return f"{self.model} at {self.url}"
+
+    def check(self) -> None:
+        """Stop where nobody answers; a server that refuses to list its models is one all the same."""
+        with suppress(Refused):
+            self._call("/models", patience=LISTING)
 
     def answers(self, conversations: list[list[dict[str, Any]]], *, max_new_tokens: int, temperature: float = 0.0,
                 top_p: float = 1.0, seed: int = 0) -> list[Answer]:
@@ -49,8 +63,7 @@ class Endpoint:
                     "temperature": temperature, "top_p": top_p, "seed": seed}
             return self._answer(self._call("/chat/completions", body))
 
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(one, conversations))
+        return at_once(one, conversations)
 
     def _answer(self, reply: dict[str, Any]) -> Answer:
         try:
@@ -60,19 +73,19 @@ class Endpoint:
             raise UserError("the endpoint's reply holds no answer", where=f"{self.url}/chat/completions",
                             found=json.dumps(reply)[:300], expected="choices[0].message.content") from None
 
-    def _call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _call(self, path: str, body: dict[str, Any] | None = None, patience: float = PATIENCE) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(KEY):
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
         where = self.url + path
         try:
-            with urllib.request.urlopen(urllib.request.Request(where, data, headers), timeout=PATIENCE) as reply:
+            with urllib.request.urlopen(urllib.request.Request(where, data, headers), timeout=patience) as reply:
                 read = json.loads(reply.read())
         except urllib.error.HTTPError as e:
-            raise UserError("the endpoint refused", where=where, found=f"HTTP {e.code}: "
-                            f"{e.read(300).decode('utf-8', 'replace')}", fix=f"check the URL, the model, and {KEY}"
-                            ) from None
+            raise Refused("the endpoint refused", where=where, found=f"HTTP {e.code}: "
+                          f"{e.read(300).decode('utf-8', 'replace')}", fix=f"check the URL, the model, and {KEY}"
+                          ) from None
         except (OSError, ValueError) as e:  # no connection, a time-out, no JSON
             raise UserError("the endpoint gave no answer", where=where, found=str(e)[:300],
                             expected="an OpenAI-compatible server", fix="check that it runs and that the URL ends in "
@@ -80,3 +93,32 @@ class Endpoint:
         if not isinstance(read, dict):
             raise UserError("the endpoint's reply holds no answer", where=where, found=str(read)[:300])
         return read
+
+
+def at_once(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """work(item) of each, AT_ONCE together, in order; an error, or Ctrl-C, does not wait for what is under way
+    (test_endpoint.py::test_the_first_error_waits_for_no_other_answer)."""
+    todo: SimpleQueue[tuple[Any, Future]] = SimpleQueue()
+    made = [Future() for _ in items]
+    for pair in zip(items, made, strict=True):
+        todo.put(pair)
+
+    def take() -> None:
+        while True:
+            try:
+                item, future = todo.get_nowait()
+            except Empty:
+                return
+            try:
+                future.set_result(work(item))
+            except BaseException as e:  # whatever it is, it is raised where the answers are awaited
+                future.set_exception(e)
+
+    for _ in range(min(AT_ONCE, len(items))):
+        Thread(target=take, daemon=True).start()
+    try:
+        return [future.result() for future in made]
+    finally:
+        with suppress(Empty):
+            while True:
+                todo.get_nowait()

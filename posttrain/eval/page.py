@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from html import escape
 from typing import Any
@@ -22,8 +23,10 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; } p { margin: .4rem 0; } .soft { c
 .good { color: var(--good); } .bad { color: var(--bad); } .scroll { overflow-x: auto; }
 nav a { margin-right: .9rem; white-space: nowrap; color: var(--a); }
 table { border-collapse: collapse; font-size: .92rem; min-width: 50%; } th, td { border-bottom: 1px solid var(--line);
-  padding: .35rem .7rem .35rem 0; text-align: left; vertical-align: top; } th { color: var(--soft); font-weight: 600; }
+  overflow-wrap: normal; padding: .35rem .7rem .35rem 0; text-align: left; vertical-align: top; }
+th { color: var(--soft); font-weight: 600; }
 td.n { font-variant-numeric: tabular-nums; white-space: nowrap; } td small { color: var(--soft); display: block; }
+.long, pre.text { overflow-wrap: anywhere; }
 pre, code { font: 13px/1.5 ui-monospace, Consolas, monospace; } pre.text { white-space: pre-wrap; margin: .2rem 0;
   background: var(--card); border-radius: .4rem; padding: .5rem .7rem; }
 details { border-bottom: 1px solid var(--line); padding: .4rem 0; } summary { cursor: pointer; }
@@ -39,6 +42,8 @@ i.s0 { background: var(--a); } i.s1 { background: var(--b); }
 @media (max-width: 600px) { svg.curve text { font-size: 17px; } }
 output { display: block; min-height: 1.5em; font-size: .9rem; font-variant-numeric: tabular-nums; }
 """
+
+LONG = re.compile(r"\S{25}")  # a word that may break in a table: a path, a checksum
 
 _SCRIPT = """
 for (const figure of document.querySelectorAll("figure[data-curve]")) {
@@ -77,9 +82,11 @@ def page(title: str, sections: Iterable[tuple[str, str]], lead: str = "") -> str
 
 
 def rows_table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A table; cells are escaped unless they are Html."""
-    body = "".join("<tr>" + "".join(cell(c) for c in row) + "</tr>" for row in rows)
-    top = "".join(f"<th>{escape(h)}</th>" for h in head)
+    """A table; cells are escaped unless they are Html. A column of which every cell is empty is left out."""
+    lines = [list(row) for row in rows]
+    kept = [n for n in range(len(head)) if any(line[n] not in ("", None) for line in lines)]
+    body = "".join("<tr>" + "".join(cell(line[n]) for n in kept) + "</tr>" for line in lines)
+    top = "".join(f"<th{_long(head[n])}>{escape(head[n])}</th>" for n in kept)
     made = f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
     return made if body else ""
 
@@ -97,12 +104,21 @@ def cell(value: Any) -> str:
         return f"<td>{'' if value is None else str(value).lower()}</td>"
     if isinstance(value, int | float):
         return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f'<td class="n">{value:.5g}</td>'
-    return f"<td>{escape(str(value))}</td>"
+    return f"<td{_long(str(value))}>{escape(str(value))}</td>"
+
+
+def _long(value: str) -> str:
+    return ' class="long"' if LONG.search(value) else ""
 
 
 def text(value: str) -> Html:
     """Text with its line ends, in a box."""
     return Html(f'<pre class="text">{escape(value)}</pre>')
+
+
+def noted(value: str, note: str) -> Html:
+    """A value with a remark below it, in small letters."""
+    return Html(f"<span{_long(value)}>{escape(value)}</span><small>{escape(note)}</small>")
 
 
 def paragraph(value: str, kind: str = "") -> str:

@@ -14,7 +14,7 @@ from ..data.show import Token
 from ..data.show_html import legend_html, mask_html
 from .curves import curve
 from .doctor import Facts, examine
-from .page import Html, page, paragraph, rows_table, text
+from .page import Html, noted, page, paragraph, rows_table, text
 from .report_eval import sections as evaluation_sections
 
 _REASON = re.compile(r"(\w+) = (.*?): (.*)", re.S)
@@ -154,12 +154,12 @@ def settings(run: Facts, status: dict[str, Any]) -> str:
         why = reasons.get(key, "")
         shown = chosen.get(key, json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value)
         if why or value != defaults.get(key):
-            first.append([key, str(shown), why or "set"])
+            first.append([key, noted(str(shown), why or "set")])
         else:
-            rest.append([key, str(shown), "default"])
-    others = [[k, v, reasons[k]] for k, v in chosen.items() if k not in run.config]
-    return (rows_table(["key", "value", "why"], first + others)
-            + f"<details><summary>{len(rest)} keys at their defaults</summary>{rows_table(['key', 'value', ''], rest)}"
+            rest.append([key, str(shown)])
+    others = [[k, noted(v, reasons[k])] for k, v in chosen.items() if k not in run.config]
+    return (rows_table(["key", "value, and why"], first + others)
+            + f"<details><summary>{len(rest)} keys at their defaults</summary>{rows_table(['key', 'value'], rest)}"
               "</details>")
 
 

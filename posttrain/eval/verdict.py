@@ -38,7 +38,8 @@ def judge(measured: list[Measured], rows: list[Row], *, with_overlap: bool = Tru
     if not used:
         raise UserError("no row can be judged", where=f"{len(rows):,} rows", found=", ".join(
             f"{n:,} {reason}" for reason, n in lost.items()) or "none read",
-            fix="raise max_length, or look at the rows with `posttrain data check`")
+            fix="raise max_length" if any("max_length" in reason for reason in lost) else
+            "look at the rows with `posttrain data check`")
     wanted = [reference(rows[i]) for i in used if rows[i].kind == "conversation"]
     overlap = Overlap.of(wanted) if with_overlap and wanted else None
     found = [figures(m, rows, used, overlap) for m in measured]

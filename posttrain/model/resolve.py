@@ -16,6 +16,7 @@ from ..core.config import BUILTIN, read_config
 from ..core.errors import UserError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
+NO_MODEL = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".yaml", ".yml", ".gz")  # a file's name, no hub id's
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,8 @@ def resolve_model(name: str | os.PathLike) -> ModelRef:
         raise UserError("a model is a folder, this is a file", where=text,
                         fix="name the folder that holds config.json or adapter_config.json")
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or not HUB_ID.fullmatch(text) or (
-            "/" in text and path.parent.is_dir()):
+            "/" in text and path.parent.is_dir()) or path.suffix in NO_MODEL or (
+            difflib.get_close_matches(text, [BUILTIN], cutoff=0.8)):
         raise UserError("there is no such model folder", where=text, fix=_nearest(path))
     return ModelRef(text, text, text)
 
@@ -138,5 +140,6 @@ def _checkpoint(name: str, path: Path, run: Path) -> ModelRef:
 
 def _nearest(path: Path) -> str:
     siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
-    return f"did you mean {path.parent / near[0]}?" if near else "name an existing folder, a hub id, or `builtin`"
+    near = [str(path.parent / n) for n in difflib.get_close_matches(path.name, siblings, n=1)]
+    near += difflib.get_close_matches(str(path), [BUILTIN], cutoff=0.8)
+    return f"did you mean {near[0]}?" if near else "name an existing folder, a hub id, or `builtin`"

@@ -96,6 +96,31 @@ def test_what_is_refused(argv, said, capsys):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "said"), [
+    ("./runs/sft-9", "there is no such model folder"), ("http://127.0.0.1:9/v1", "the endpoint gave no answer"),
+    ("http://127.0.0.1:9/v1#named", "the endpoint gave no answer")])
+def test_a_model_that_is_not_there_is_told_before_any_other_is_measured(name, said, rows, tmp_path, monkeypatch,
+                                                                        capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("posttrain.app.assistant.load", lambda *_: pytest.fail("a model was loaded"))
+    for asked in (["--data", rows], ["--benchmarks", "gsm8k"], ["--code", rows, "--allow_code_execution"]):
+        assert run("builtin", name, *asked) == 2
+        err = capsys.readouterr().err
+        assert said in err and name.partition("#")[0] in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_interrupted_evaluation_leaves_no_empty_folder(rows, tmp_path, monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("posttrain.app.assistant.load", stopped)
+    assert run("builtin", "--data", rows) == 130 and "interrupted" in capsys.readouterr().err
+    assert run("builtin", "--data", rows, "--output_dir", "mine") == 130
+    assert not any((tmp_path / "runs").iterdir()) and not (tmp_path / "mine").exists()
+
+
 def test_an_output_folder_in_use(rows, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     assert main(["eval", "builtin", "--data", str(rows), "--output_dir", str(tmp_path)]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -14,6 +15,7 @@ from posttrain.eval.endpoint import Endpoint, is_endpoint
 
 class Handler(BaseHTTPRequestHandler):
     seen: list = []
+    held = threading.Event()
 
     def _send(self, value, code=200):
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
@@ -22,7 +24,9 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self):
-        self._send({"data": [{"id": "first"}, {"id": "second"}]} if self.path == "/v1/models" else {"data": []})
+        if self.path.startswith("/nowhere"):
+            return self._send({"error": "no such path"}, 404)
+        return self._send({"data": [{"id": "first"}, {"id": "second"}]} if self.path == "/v1/models" else {"data": []})
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -32,6 +36,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._send({"error": "no such model"}, 404)
         if said == "break":
             return self._send({"choices": []})
+        if said == "wait":
+            self.held.wait(60)
         if said == "garble":
             return self._send(b"<html>")
         return self._send({"choices": [{"message": {"content": f" {said}! "},
@@ -46,6 +52,7 @@ def url():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
+    Handler.held.set()
     server.shutdown()
 
 
@@ -86,3 +93,18 @@ def test_nobody_there(url):
     assert "check that it runs" in caught.value.fix
     with pytest.raises(UserError, match="the endpoint lists no model"):
         Endpoint(url)
+
+
+def test_the_first_error_waits_for_no_other_answer(url):
+    began = time.monotonic()
+    with pytest.raises(UserError, match="the endpoint refused"):
+        ask(Endpoint(f"{url}/v1#m"), "refuse", *["wait"] * 20)
+    assert time.monotonic() - began < 30
+    assert sum(body["messages"][-1]["content"] == "wait" for *_, body in Handler.seen) < 20  # the rest is never asked
+
+
+def test_a_server_that_refuses_to_list_is_there_and_one_that_is_down_is_not(url):
+    Endpoint(f"{url}/nowhere#m").check()
+    with pytest.raises(UserError, match="the endpoint gave no answer") as caught:
+        Endpoint("http://127.0.0.1:9/v1#m").check()
+    assert "refused" in caught.value.found

@@ -109,6 +109,9 @@ def test_the_verb_from_end_to_end(tmp_path, capsys, monkeypatch):
         def __init__(self, name):
             self.name = name
 
+        def check(self):
+            pass
+
         def describe(self):
             return self.name
 

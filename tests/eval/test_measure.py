@@ -88,7 +88,10 @@ def test_rows_too_long_are_dropped_for_every_model(assistant):
     assert len(changed(verdict.answers)) == 2 and verdict.answers[0]["reference"] == "red."
     with pytest.raises(UserError, match="no row can be judged") as caught:
         judge([Measured("m", "", {}, {}, {0: "longer than max_length"})], rows[:1])
-    assert "raise max_length" in caught.value.fix
+    assert caught.value.fix == "raise max_length"
+    with pytest.raises(UserError, match="no row can be judged") as caught:
+        judge([Measured("m", "", {}, {}, {0: "empty answer"})], rows[:1])
+    assert caught.value.found == "1 empty answer" and caught.value.fix.startswith("look at the rows")
 
 
 def test_the_answer_is_asked_after_all_before_it(assistant, monkeypatch):

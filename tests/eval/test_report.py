@@ -12,7 +12,7 @@ import pytest
 import posttrain
 from posttrain.eval.curves import POINTS, curve, scale, thinned
 from posttrain.eval.figures import NAMES, number
-from posttrain.eval.page import embedded, rows_table
+from posttrain.eval.page import embedded, noted, rows_table
 from posttrain.eval.report import run_page, write_report
 from posttrain.eval.report_eval import sections, write_evaluation
 
@@ -135,6 +135,9 @@ def test_a_curve_holds_its_values():
 
 def test_nothing_ends_a_script_and_numbers_are_read_easily():
     assert "<" not in embedded({"a": "</script>"}) and json.loads(embedded(["<"])) == ["<"]
+    narrow = rows_table(["a", "empty", "c"], [["x" * 25, "", 0], ["y", None, 1]])
+    assert "empty" not in narrow and narrow.count("<td") == 4 and narrow.count('class="long"') == 1
+    assert noted("<v>", "why") == "<span>&lt;v&gt;</span><small>why</small>"
     assert rows_table(["a"], []) == "" and "&lt;b&gt;" in rows_table(["a"], [["<b>"]])
     assert number("exact_match", 0.5) == "50.0%" and number("bleu", -1, True) == "-1.000"
     assert number("perplexity", 1234.5) == "1,234" and number("bleu", None) == "?"
