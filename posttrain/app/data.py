@@ -190,13 +190,11 @@ def _one_row(sources, line: int) -> list[tuple]:
 
 def _read(settings: Settings, sources, places, lost: Counter[str]) -> Iterator[Row]:
     for source, i in places:
-        try:
-            yield source.row(i)
-        except RowError as e:
-            e.where = e.where or source.origin(i)
-            if settings.bad_rows == "error":
-                raise
-            lost[f"malformed: {e.message}"] += 1
+        row = source.row_or_error(i, settings.bad_rows)
+        if isinstance(row, Row):
+            yield row
+        else:
+            lost[f"malformed: {row.message}"] += 1
 
 
 def _rendered(settings: Settings, renderer, rows: Iterator[Row]) -> Iterator[tuple]:

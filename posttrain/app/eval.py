@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from posttrain.app.rewards import ask_rewards, reward_of
 from posttrain.app.runs import fresh_run
 from posttrain.app.screen import make_console, print_json
 from posttrain.core.config import BUILTIN, PACK_TOKENS, read_config
-from posttrain.core.errors import RowError, UserError
+from posttrain.core.errors import UserError
 from posttrain.core.sequence import Row
 
 OWN_ROWS = 200  # of the baseline's own task in the gate
@@ -140,23 +141,14 @@ def _battery(base: str) -> list[tuple[str, str]]:
 
 def read_rows(specs: list[str], settings, limit: int | None = None, own_columns: bool = True) -> list[Row]:
     """Rows of `specs`, in order; a malformed one follows bad_rows."""
-    from posttrain.data.read import open_sources
+    from posttrain.data.read import each_row, open_sources
 
-    rows: list[Row] = []
-    for source in open_sources(specs, columns=settings.columns if own_columns else {}):
+    sources = open_sources(specs, columns=settings.columns if own_columns else {})
+    for source in sources:
         if source.share is not None:
             raise UserError("a share of every update means nothing to an evaluation", where=source.spec,
                             fix=f"name {source.name}, or {source.name}[#500] for its first 500 rows")
-        for i in range(len(source)):
-            if len(rows) == limit:
-                return rows
-            try:
-                rows.append(source.row(i))
-            except RowError as e:
-                e.where = e.where or source.origin(i)
-                if settings.bad_rows == "error":
-                    raise
-    return rows
+    return list(islice((row for row in each_row(sources, settings.bad_rows) if isinstance(row, Row)), limit))
 
 
 def _libraries(sets: list[RowSet]) -> None:

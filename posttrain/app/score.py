@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from posttrain.app.arguments import Command
@@ -81,23 +82,14 @@ class _Rows:
 
     def rows(self, limit: int | None) -> Iterator[tuple[Row, list, Any]]:
         """(row, its sequences, their scores) in file order; (row, [], why) where nothing can be scored."""
-        from posttrain.data.read import open_sources
+        from posttrain.data.read import each_row, open_sources
 
-        settings, chunk, left = self.settings, [], limit if limit is not None else sys.maxsize
-        for source in open_sources(settings.data, columns=settings.columns, objective=self._kind()):
-            for i in range(min(len(source), left)):
-                try:
-                    chunk.append(source.row(i))
-                except RowError as e:
-                    e.where = e.where or source.origin(i)
-                    if settings.bad_rows == "error":
-                        raise
-                    chunk.append(Row("conversation", source.origin(i), dropped=e.message))
-                if len(chunk) == CHUNK:
-                    yield from self._chunk(chunk)
-                    chunk = []
-            left -= min(len(source), left)
-        yield from self._chunk(chunk)
+        settings = self.settings
+        sources = open_sources(settings.data, columns=settings.columns, objective=self._kind())
+        rows = islice(each_row(sources, settings.bad_rows), limit)
+        while chunk := list(islice(rows, CHUNK)):
+            yield from self._chunk([row if isinstance(row, Row) else Row("conversation", row.where, dropped=row.message)
+                                    for row in chunk])
 
     def _kind(self) -> str:
         """Whose rows these are: pairs, labels, or conversations."""

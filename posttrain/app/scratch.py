@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml
 
 from posttrain.core.config import Settings
-from posttrain.core.errors import RowError, UserError
+from posttrain.core.errors import UserError
+from posttrain.core.sequence import Row
 
 END = "<|endoftext|>"
 DIGITS_AND_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -63,18 +64,14 @@ def _vocab_size(architecture: str) -> int:
 
 
 def _texts(settings: Settings) -> Iterator[str]:
-    from posttrain.data.read import open_sources
+    from posttrain.data.read import each_row, open_sources
 
-    for source in open_sources(settings.data, columns=settings.columns, objective=settings.objective):
-        for i in range(len(source)):
-            try:
-                row = source.row(i)
-            except RowError:
-                if settings.bad_rows == "error":
-                    raise
-                continue
-            if row.text is not None:
-                yield row.text
-            for message in [*row.messages, *(m for answer in row.answers for m in answer)]:
-                if isinstance(message.get("content"), str):
-                    yield message["content"]
+    sources = open_sources(settings.data, columns=settings.columns, objective=settings.objective)
+    for row in each_row(sources, settings.bad_rows):
+        if not isinstance(row, Row):
+            continue
+        if row.text is not None:
+            yield row.text
+        for message in [*row.messages, *(m for answer in row.answers for m in answer)]:
+            if isinstance(message.get("content"), str):
+                yield message["content"]

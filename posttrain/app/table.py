@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from posttrain.core.config import Settings
-from posttrain.core.errors import RowError
 from posttrain.core.sequence import Row
-from posttrain.data.read import open_sources
+from posttrain.data.read import each_row, open_sources
 
 LONG = 500  # characters of a cell
 
 
 def first_rows(settings: Settings, limit: int) -> list[Row]:
     """The first `limit` rows over all of `data`, in file order; a malformed one follows `bad_rows`."""
-    rows: list[Row] = []
-    for source in open_sources(settings.data, columns=settings.columns, objective=settings.objective,
-                               ranked_pairs=settings.ranked_pairs):
-        for i in range(len(source)):
-            if len(rows) == limit:
-                return rows
-            try:
-                rows.append(source.row(i))
-            except RowError as e:
-                e.where = e.where or source.origin(i)
-                if settings.bad_rows == "error":
-                    raise
-    return rows
+    sources = open_sources(settings.data, columns=settings.columns, objective=settings.objective,
+                           ranked_pairs=settings.ranked_pairs)
+    return list(islice((row for row in each_row(sources, settings.bad_rows) if isinstance(row, Row)), limit))
 
 
 def as_json(row: Row) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 from bisect import bisect_right
+from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,6 +110,16 @@ class Source:
         """Row i as the run sees it; RowError if it is malformed or does not fit the format."""
         raw = self[i]
         return self.format.to_row(raw.values, raw.origin, self.index)
+
+    def row_or_error(self, i: int, bad_rows: str) -> Row | RowError:
+        """Row i; one that is malformed is raised under `bad_rows: error`, and else given as why it is none."""
+        try:
+            return self.row(i)
+        except RowError as e:
+            e.where = e.where or self.origin(i)
+            if bad_rows == "error":
+                raise
+            return e
 
     def find(self, origin: str) -> int | None:
         """Index of the row at PATH:N, or at line N where `origin` is only a number; None if no row begins there."""
@@ -218,6 +229,11 @@ def open_sources(specs: Many[str], *, columns: dict[str, str] | None = None, hub
         for source, names in zip(sources, have, strict=True):
             source.overrides = {part: column for part, column in columns.items() if column in names}
     return sources
+
+
+def each_row(sources: Many[Source], bad_rows: str) -> Iterator[Row | RowError]:
+    """The rows of all sources in order; of a malformed one, as `bad_rows` says, why it is none."""
+    return (source.row_or_error(i, bad_rows) for source in sources for i in range(len(source)))
 
 
 def _files(path: str) -> list[str] | None:

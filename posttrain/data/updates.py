@@ -138,14 +138,7 @@ class Updates:
 
     def _read(self, source: int, i: int) -> Row | RowError:
         """Row i of a source, or why it is none; under `bad_rows: error` that ends the run."""
-        at = (self.sources + self.eval_sources)[source]
-        try:
-            return at.row(i)
-        except RowError as e:
-            e.where = e.where or at.origin(i)
-            if self.settings.bad_rows == "error":
-                raise
-            return e
+        return (self.sources + self.eval_sources)[source].row_or_error(i, self.settings.bad_rows)
 
     def _render(self, rows: list[Row | RowError]) -> list[Outcome]:
         """Outcome of each row, in order."""

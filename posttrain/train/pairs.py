@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..core.pack import Pack
+from .objective import Objective
 
 
 def answer_sums(x_T: torch.Tensor, pack: Pack) -> torch.Tensor:
@@ -36,15 +37,19 @@ def pairs(pack: Pack) -> tuple[list[int], list[int]]:
     return better, worse
 
 
-def make_pairs_up(packs: list[Pack]) -> list[Pack]:
-    """Packs of a made-up update with the columns of pairs: of each atom the first answer is the better one."""
-    for pack in packs:
-        first = torch.zeros(len(pack.lengths), dtype=torch.float64)
-        first[pack.atoms[:-1]] = 1.0
-        pack.columns |= {"rank": first, "margin": torch.zeros_like(first), "reference": torch.zeros_like(first)}
-    return packs
+class PairObjective(Objective):
+    """What objectives that compare answers share: they read pairs, and a pair is their unit."""
 
+    rows = frozenset({"pair"})
+    needs = frozenset({"logprobs"})
 
-def pair_count(pack: Pack) -> torch.Tensor:
-    """How many pairs a pack holds, a scalar."""
-    return torch.tensor(float(len(pairs(pack)[0])))
+    def size(self, pack):
+        return torch.tensor(float(len(pairs(pack)[0])))
+
+    def rehearsed(self, packs, models):
+        """Of each atom the first answer is the better one."""
+        for pack in packs:
+            first = torch.zeros(len(pack.lengths), dtype=torch.float64)
+            first[pack.atoms[:-1]] = 1.0
+            pack.columns |= {"rank": first, "margin": torch.zeros_like(first), "reference": torch.zeros_like(first)}
+        return packs

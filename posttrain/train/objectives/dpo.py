@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from ..objective import Objective
-from ..pairs import answer_lengths, answer_sums, make_pairs_up, pair_count, pairs
+from ..pairs import PairObjective, answer_lengths, answer_sums, pairs
 
 # Loss of each pair by `loss_type`, from h, by how many nats the policy prefers the better answer more than the
 # reference does (ipo: nats per token; simpo: nats per token, and no reference), and the objective's keys:
@@ -25,16 +24,13 @@ LOSSES = {
 PER_TOKEN = ("ipo", "simpo")
 
 
-class DPO(Objective):
+class DPO(PairObjective):
     """loss = Σ_p ℓ(h_p) / P,   h_p = (log π(y_w|x) − log π_ref(y_w|x)) − (log π(y_l|x) − log π_ref(y_l|x)).
 
     The log-prob of an answer is the sum over its tokens, its stop token among them. The reference is the policy as it
     started, so the first loss of sigmoid is ln 2 (test_dpo.py::test_the_first_loss_is_ln_2). Equals TRL's losses
     (tests/train/test_peer_losses.py).
     """
-
-    rows = frozenset({"pair"})
-    needs = frozenset({"logprobs"})
 
     def __init__(self, kind: str = "sigmoid", beta: float = 0.1, smoothing: float = 0.0, gamma: float = 1.0):
         self.kind, self.beta, self.smoothing, self.gamma = kind, beta, smoothing, gamma
@@ -44,9 +40,6 @@ class DPO(Objective):
     def of(cls, settings):
         return cls(settings.loss_type, settings.beta, settings.label_smoothing, settings.simpo_gamma)
 
-    def size(self, pack):
-        return pair_count(pack)
-
     def collect(self, packs, models):
         yield self.held(list(packs), models)
 
@@ -54,9 +47,6 @@ class DPO(Objective):
         for pack in packs if self.referenced else []:
             pack.columns["reference"] = models.reference.answers(pack)
         return packs
-
-    def rehearsed(self, packs, models):
-        return make_pairs_up(packs)
 
     def loss(self, out, pack):
         better, worse = pairs(pack)

@@ -7,8 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..objective import Objective
-from ..pairs import answer_lengths, answer_sums, make_pairs_up, pair_count, pairs
+from ..pairs import PairObjective, answer_lengths, answer_sums, pairs
 
 
 def log_odds(mean_logprob: torch.Tensor) -> torch.Tensor:
@@ -20,15 +19,12 @@ def log_odds(mean_logprob: torch.Tensor) -> torch.Tensor:
     return x - rest
 
 
-class ORPO(Objective):
+class ORPO(PairObjective):
     """loss_p = −x_w − β log σ(log odds(x_w) − log odds(x_l)),   mean over pairs p (Hong et al. 2024, eq. 6 and 7).
 
     x is an answer's mean log-prob per token, so the first term is the loss of supervised fine-tuning on the better
     answer; β is the paper's λ. Equals TRL's odds ratio loss (tests/train/test_preference_losses.py).
     """
-
-    rows = frozenset({"pair"})
-    needs = frozenset({"logprobs"})
 
     def __init__(self, beta: float = 0.1):
         self.beta = beta
@@ -36,12 +32,6 @@ class ORPO(Objective):
     @classmethod
     def of(cls, settings):
         return cls(settings.beta)
-
-    def size(self, pack):
-        return pair_count(pack)
-
-    def rehearsed(self, packs, models):
-        return make_pairs_up(packs)
 
     def loss(self, out, pack):
         better, worse = pairs(pack)

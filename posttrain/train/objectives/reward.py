@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from ..objective import Objective
-from ..pairs import make_pairs_up, pair_count, pairs
+from ..pairs import PairObjective, pairs
 
 
-class Reward(Objective):
+class Reward(PairObjective):
     """loss_p = −log σ(s_w − s_l − m) + c · (s_w + s_l)²,   mean over pairs p; nats.
 
     Bradley & Terry (1952) on the score s at an answer's last token (Stiennon et al. 2020, eq. 1); the margin m is by
@@ -16,7 +15,6 @@ class Reward(Objective):
     the scores (Eisenstein et al. 2024, eq. 2). Equals TRL's loss (tests/train/test_peer_losses.py).
     """
 
-    rows = frozenset({"pair"})
     needs = frozenset({"scores"})
 
     def __init__(self, center: float = 0.0):
@@ -25,12 +23,6 @@ class Reward(Objective):
     @classmethod
     def of(cls, settings):
         return cls(settings.center_rewards_coefficient)
-
-    def size(self, pack):
-        return pair_count(pack)
-
-    def rehearsed(self, packs, models):
-        return make_pairs_up(packs)
 
     def loss(self, out, pack):
         better, worse = pairs(pack)
