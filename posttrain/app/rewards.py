@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from posttrain.core.errors import UserError
 from posttrain.eval.checkers import NAMED, Score, named_checker
+from posttrain.eval.endpoint import is_endpoint
 
 FORMS = "fn.py:score, " + ", ".join(NAMED) + ", or a reward model"
 
@@ -22,6 +24,8 @@ def reward_function(spec: str | None) -> Score | None:
                         fix="set reward, for example --reward exact or --reward my_reward.py:score")
     if (checker := named_checker(spec)) is not None:
         return checker
+    if spec == "tests" or spec.partition(":")[0] == "judge":
+        return _grader(spec)
     file, colon, name = spec.rpartition(":")
     if file.endswith(".py") or (not colon and spec.endswith(".py")):
         return load_function(Path(file if colon else spec), name if colon else "score")
@@ -35,11 +39,28 @@ def reward_function(spec: str | None) -> Score | None:
     return None
 
 
+def _grader(spec: str) -> Score:
+    from posttrain.eval.graders import Judge, UnitTests
+    from posttrain.eval.sandbox import check
+
+    if spec == "tests":
+        check()
+        return UnitTests()
+    if not is_endpoint(spec.removeprefix("judge:")):
+        raise UserError("the reward does not say where its judge is", where="reward", found=spec,
+                        expected="an OpenAI-compatible endpoint, as judge:http://localhost:8000/v1#qwen3",
+                        fix="a reward model is named without judge:")
+    return Judge(spec.removeprefix("judge:"))
+
+
 def reward_of(spec: str, settings) -> Callable[[list], list[float | str]]:
     """A reward for an evaluation: [(row, answer)] -> a score each, or the reason why one has none.
 
     A function is told what training tells it, but of the row its own answer alone.
     """
+    if spec == "tests":
+        raise UserError("unit tests are no figure of --reward", where="--reward", found=spec,
+                        fix="posttrain eval MODEL --code FILE --allow_code_execution")
     if (function := reward_function(spec)) is None:
         return _by_model(spec, settings)
 
@@ -48,8 +69,9 @@ def reward_of(spec: str, settings) -> Callable[[list], list[float | str]]:
         from posttrain.train.rollout import last_user_text
         from posttrain.train.scoring import ask_reward
 
-        return ask_reward(function, spec, [last_user_text(replace(row, messages=asked(row))) for row, _ in said],
-                          [text for _, text in said], [{"answer": reference(row)} for row, _ in said])
+        scores = ask_reward(function, spec, [last_user_text(replace(row, messages=asked(row))) for row, _ in said],
+                            [text for _, text in said], [{"answer": reference(row)} for row, _ in said])
+        return ["the judge's reply holds no clear rating" if math.isnan(score) else score for score in scores]
 
     return by_function
 

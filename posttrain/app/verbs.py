@@ -160,7 +160,8 @@ VERBS = {verb.name: verb for verb in (
                   Option("max_forgetting", "float", 0.1, "relative drop of a general figure that the gate lets pass",
                          least=0),
                   Option("reward", "list", [], "also the mean score of the answers by fn.py:score, exact, gsm8k, "
-                                               "regex:PATTERN, length:N, or a reward model; repeatable"),
+                                               "regex:PATTERN, length:N, judge:URL#MODEL, or a reward model; "
+                                               "repeatable"),
                   Option("code", "str", None, "instead of rows: code problems in the form of HumanEval (prompt, test, "
                                               "entry_point) or MBPP (text, test_list)"),
                   Option("allow_code_execution", "bool", False, "run what the model writes, in a sandbox that the "

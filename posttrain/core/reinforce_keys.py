@@ -17,8 +17,10 @@ COLLECTIONS_PER_CHECKPOINT = 10
 class ReinforceKeys(BaseModel):
     """What learning from one's own answers asks for beyond the keys of every run; see docs/align.md."""
 
-    reward: str | None = key("answers", None, "fn.py:score, exact, gsm8k, regex:PATTERN, length:N, or a reward model",
-                             SAMPLED)
+    reward: str | None = key("answers", None, "fn.py:score, exact, gsm8k, regex:PATTERN, length:N, tests, "
+                                              "judge:URL#MODEL, or a reward model", SAMPLED)
+    allow_code_execution: bool = key("answers", False, "let reward: tests run what the model writes, in a sandbox that "
+                                                       "the kernel enforces", SAMPLED)
     max_new_tokens: int = key("answers", 128, "longest sampled answer, in tokens", SAMPLED, ge=1)
     temperature: float = key("answers", 1.0, "of sampling, and of the log-probs that are learnt from", SAMPLED, gt=0)
     num_generations: int = key("answers", 8, "answers to each prompt, judged beside each other", GRPO, ge=2)
@@ -55,6 +57,11 @@ def idle_beside_sampling(settings: Any, is_set) -> str:
     if settings.method == "full":
         return ("method: full would need a model of its own for each role: PPO and GRPO train adapters on one base; "
                 "set method: lora")
+    if settings.reward == "tests" and not settings.allow_code_execution:
+        return ("reward: tests runs programs that the model writes: set allow_code_execution, and they run in a "
+                "sandbox that the kernel enforces")
+    if settings.allow_code_execution and settings.reward != "tests":
+        return f"allow_code_execution changes nothing with reward: {settings.reward}; drop it"
     if settings.kl_target and not settings.kl_coef:
         return "kl_target scales kl_coef, and 0 stays 0: set kl_coef above 0, or drop kl_target"
     return ""

@@ -14,11 +14,13 @@ Score = Callable[[list[str], list[str], Rows], list[float]]
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 NAMED = {"exact": "the row's own answer, to the letter", "gsm8k": "the last number equals that of the row's answer",
          "regex:PATTERN": "the pattern is found in the answer",
-         "length:N": "1 at N characters, 0 at none or at twice that"}
+         "length:N": "1 at N characters, 0 at none or at twice that",
+         "tests": "the program passes the row's tests, in the sandbox",
+         "judge:URL#MODEL": "the rating of a model at an OpenAI-compatible endpoint"}
 
 
 def named_checker(spec: str) -> Score | None:
-    """The checker that `--reward` names, or None where the word is none of theirs (then it is a model or a file)."""
+    """The checker that `--reward` names and that needs nothing but the rows, or None."""
     name, colon, argument = spec.partition(":")
     if name in ("exact", "gsm8k") and not colon:
         return {"exact": exact, "gsm8k": gsm8k}[name]

@@ -54,15 +54,17 @@ def read_problems(path: str, limit: int | None = None) -> list[Problem]:
     source = open_source(path)
     problems = []
     for i in range(len(source) if limit is None else min(limit, len(source))):
-        raw = source[i]
-        values = raw.values
-        if all(isinstance(values.get(k), str) for k in ("prompt", "test", "entry_point")):
-            problems.append(_humaneval(values, raw.origin))
-        elif isinstance(values.get("test_list"), list) and isinstance(values.get("text", values.get("prompt")), str):
-            problems.append(_mbpp(values, raw.origin))
-        else:
-            raise UserError("a row is no code problem", where=raw.origin, found=", ".join(values), expected=FORMS)
+        problems.append(problem_of(source[i].values, source[i].origin))
     return problems
+
+
+def problem_of(values: dict[str, Any], where: str) -> Problem:
+    """A row in the form of HumanEval or MBPP; another one is a UserError."""
+    if all(isinstance(values.get(k), str) for k in ("prompt", "test", "entry_point")):
+        return _humaneval(values, where)
+    if isinstance(values.get("test_list"), list) and isinstance(values.get("text", values.get("prompt")), str):
+        return _mbpp(values, where)
+    raise UserError("a row is no code problem", where=where, found=", ".join(values), expected=FORMS)
 
 
 def _humaneval(values: dict[str, Any], origin: str) -> Problem:

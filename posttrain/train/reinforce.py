@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 
 from ..core import ranks
 from ..core.config import Settings
+from ..core.errors import UserError
 from ..core.pack import Pack
 from ..core.seeds import seed_for
 from ..data.order import permutation
@@ -90,28 +92,45 @@ class Reinforce(Objective):
     def validate(self, held: list[Pack], models: Models) -> dict[str, float]:
         """Mean score of greedy answers to held-out prompts; the loss is its negative."""
         answers = models.rollout(held, 0, greedy=True)
-        total, stopped, count = ranks.add_up([sum(models.reward(answers)), sum(a.stopped for a in answers),
-                                              len(answers)])
-        return {"eval_loss": -total / count, "eval_reward": total / count, "eval_stop_rate": stopped / count}
+        _, mean, _ = moments(self._judged(models.reward(answers) if answers else [], models))
+        stopped, count = ranks.add_up([sum(a.stopped for a in answers), len(answers)])
+        return {"eval_loss": -mean, "eval_reward": mean, "eval_stop_rate": stopped / count}
 
     # -- one collection
     def _judge(self, answers: list[Answer], models: Models) -> list[float]:
-        """The scores as the reward gave them; what is learnt from goes into each sequence's facts."""
+        """The scores as the reward gave them; what is learnt from goes into each sequence's facts.
+
+        An answer without a verdict (NaN) stands where the mean is.
+        """
         began = time.perf_counter()
         scores = models.reward(answers) if answers else []
         self.facts["reward_seconds"] = time.perf_counter() - began
         count, mean, squares = self.state["scores"]
-        more, found, variance = moments(torch.tensor(scores, dtype=torch.float64))
+        more, found, variance = moments(self._judged(scores, models))
         whole = count + more  # Chan, Golub and LeVeque 1979, eq. 2.1: two sets of numbers as one
         squares += more * variance + (found - mean) ** 2 * count * more / whole
         mean += (found - mean) * more / whole
         self.state["scores"] = [whole, mean, squares]
         spread = max((squares / whole) ** 0.5, 1e-4)
         for answer, score in zip(answers, scores, strict=True):
+            score = mean if math.isnan(score) else score
             learnt = (score - mean) / spread if self.settings.normalize_reward else score
             learnt -= 0.0 if answer.stopped else self.settings.missing_eos_penalty
             answer.sequence.facts = {"score": learnt}
         return scores
+
+    def _judged(self, scores: list[float], models: Models) -> torch.Tensor:
+        """The scores that are one; where a reward may have no verdict, the share that has none is told."""
+        known = [s for s in scores if not math.isnan(s)]
+        asked, answered = ranks.add_up([len(scores), len(known)])
+        if not answered:
+            raise UserError("the reward has no verdict on any answer of a collection", where="reward",
+                            found=f"{self.settings.reward}: {round(asked)} replies without a clear rating",
+                            expected="a rating in double square brackets, such as [[5]], at the end of a reply",
+                            fix="look at what the judge replies: posttrain judge writes it down; or take another judge")
+        if getattr(models.reward, "abstains", False):
+            self.facts["unjudged"] = 1 - answered / asked
+        return torch.tensor(known, dtype=torch.float64)
 
     def _lay(self, answers: list[Answer], prompt: Pack) -> list[list[Pack]]:
         """Packs of each minibatch; whole groups are dealt, in an order of the collection's own, alike in any process.
@@ -157,7 +176,7 @@ class Reinforce(Objective):
         old, reference, entropy = (flat([p.columns[n][p.weights_T != 0] for p in packs if not p.idle]).double()
                                    for n in ("old", "reference", "entropy"))
         sampled = torch.tensor([x for a in answers for x in a.logprobs]).double()
-        _, reward, variance = moments(torch.tensor(scores))
+        _, reward, variance = moments(torch.tensor([s for s in scores if not math.isnan(s)], dtype=torch.float64))
         count, tokens, stopped, k1, k3, nats, gap = ranks.add_up([
             len(answers), len(old), sum(a.stopped for a in answers), float(kl_k1(old, reference).sum()),
             float(kl_k3(old, reference).sum()), float(entropy.sum()), float(sampled.sum() - old.sum())])
@@ -167,8 +186,8 @@ class Reinforce(Objective):
             "stop_rate": stopped / count, "sampler_gap": abs(gap) / tokens}  # nats; rounding, where both see one policy
         order = np.argsort([a.row.origin for a in answers], kind="stable")[:SAMPLES]
         self.samples = [{"prompt": answers[i].row.messages[-1].get("content"), "answer": answers[i].text,
-                         "score": scores[i], "stopped": answers[i].stopped, "origin": answers[i].row.origin}
-                        for i in order]
+                         "score": None if math.isnan(scores[i]) else scores[i], "stopped": answers[i].stopped,
+                         "origin": answers[i].row.origin} for i in order]
 
     def _adapt(self) -> None:
         """kl_coef ← kl_coef (1 + 0.1 clip(KL / target − 1, ±0.2))                (Ziegler et al. 2019, sec. 2.2)"""

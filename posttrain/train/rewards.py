@@ -25,10 +25,10 @@ from .update import lay_packs
 
 
 class FunctionReward:
-    """A reward that is a Python function of prompts, answers and rows."""
+    """A reward that is a Python function of prompts, answers and rows; one that `abstains` may have no verdict, NaN."""
 
     def __init__(self, score: Score, name: str):
-        self.score, self.name = score, name
+        self.score, self.name, self.abstains = score, name, getattr(score, "abstains", False)
 
     def __call__(self, answers: list[Answer]) -> list[float]:
         return ask_reward(self.score, self.name, [last_user_text(a.row) for a in answers], [a.text for a in answers],

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.errors import UserError
 
-TIMEOUT = 300.0  # seconds that one call may take: a judge's patience for a whole collection, not a person's
+TIMEOUT = 300.0  # seconds that one call may take
 Score = Callable[[list[str], list[str], list[dict[str, Any]]], list[float]]
 
 
@@ -19,8 +19,10 @@ def ask_reward(score: Score, name: str, prompts: list[str], answers: list[str], 
     """score(prompts, answers, rows) -> one finite number per answer, or a UserError that says what went wrong.
 
     It runs in a thread of its own, so that one that hangs is told after `timeout` seconds; each number is checked
-    (test_scoring.py holds every message).
+    (test_scoring.py holds every message). A function that bounds its own time says so by an attribute `patience`
+    (None: wait); of one that `abstains`, None is no verdict, and comes out as NaN.
     """
+    timeout = getattr(score, "patience", timeout)
     done: dict[str, Any] = {}
 
     def call() -> None:
@@ -42,7 +44,7 @@ def ask_reward(score: Score, name: str, prompts: list[str], answers: list[str], 
             raise error
         raise UserError("the reward function failed", where=where, found=_place(error),
                         fix="call it by hand on this answer: " + repr(answers[0])[:200]) from error
-    return _checked(done["scores"], where, answers)
+    return _checked(done["scores"], where, answers, getattr(score, "abstains", False))
 
 
 def _place(error: BaseException) -> str:
@@ -52,7 +54,7 @@ def _place(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{at}"
 
 
-def _checked(scores: Any, where: str, answers: list[str]) -> list[float]:
+def _checked(scores: Any, where: str, answers: list[str], abstains: bool) -> list[float]:
     scores = scores.tolist() if hasattr(scores, "tolist") else scores  # a tensor or an array
     if not isinstance(scores, list | tuple):
         raise UserError("the reward function returned no list", where=where, found=type(scores).__name__,
@@ -61,7 +63,9 @@ def _checked(scores: Any, where: str, answers: list[str]) -> list[float]:
         raise UserError("the reward function returned a wrong count of numbers", where=where, found=str(len(scores)),
                         expected=f"{len(answers)}, one per answer")
     for score, answer in zip(scores, answers, strict=True):
+        if score is None and abstains:
+            continue
         if not isinstance(score, int | float) or not math.isfinite(score):
             raise UserError("the reward function returned something that is no finite number", where=where,
                             found=f"{score!r} for the answer {answer[:200]!r}", expected="a number")
-    return [float(s) for s in scores]
+    return [math.nan if s is None else float(s) for s in scores]

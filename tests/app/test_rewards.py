@@ -62,6 +62,39 @@ def test_a_model_is_left_to_the_models(tiny_model, tmp_path):
     assert "fix:      train one with `posttrain reward`" in said
 
 
+def test_what_asks_something_outside(monkeypatch):
+    from posttrain.app.rewards import reward_of
+    from posttrain.eval import sandbox
+
+    asked = []
+    monkeypatch.setattr(sandbox, "check", lambda: asked.append(1))
+    assert reward_function("tests").patience is None and asked == [1], "a machine without the locks is told at once"
+    judge = reward_function("judge:http://127.0.0.1:9/v1#m")
+    assert judge.abstains and judge.endpoint.model == "m"
+    for spec in ("judge", "judge:", "judge:runs/reward-1"):
+        assert error_of(spec) == (
+            f"error: the reward does not say where its judge is\n  where:    reward\n  found:    {spec}\n"
+            "  expected: an OpenAI-compatible endpoint, as judge:http://localhost:8000/v1#qwen3\n"
+            "  fix:      a reward model is named without judge:")
+    assert "the endpoint gave no answer" in error_of("judge:http://127.0.0.1:9/v1"), "no model named: it is asked"
+    with pytest.raises(UserError, match="unit tests are no figure of --reward") as e:
+        reward_of("tests", None)
+    assert e.value.fix == "posttrain eval MODEL --code FILE --allow_code_execution"
+
+
+def test_a_rating_that_is_none_is_told_in_an_evaluation(monkeypatch):
+    from posttrain.app import rewards
+    from posttrain.core.sequence import Row
+
+    def score(prompts, answers, rows):
+        return [None if "x" in a else 5.0 for a in answers]
+    score.abstains = True
+    monkeypatch.setattr(rewards, "reward_function", lambda spec: score)
+    row = Row("conversation", "f:1", messages=[{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}])
+    assert rewards.reward_of("judge:http://x", None)([(row, "a"), (row, "x")]) == [
+        5.0, "the judge's reply holds no clear rating"]
+
+
 def test_nothing_and_almost():
     assert "nothing says what a good answer is\n  where:    reward\n  expected: fn.py:score, exact" in error_of(None)
     assert "there is no such reward" in (said := error_of("exacts")) and "did you mean exact?" in said

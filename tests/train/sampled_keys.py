@@ -28,7 +28,23 @@ def reward(bench):
     assert bench.differ(one, one | {"reward": one["reward"].replace(":score", ":long")})
 
 
+def allow_code_execution(bench, monkeypatch):
+    """Without it no program is run; with it the verdicts of the sandbox are the scores, and nothing else takes it."""
+    from posttrain.eval import graders, sandbox
+
+    monkeypatch.setattr(sandbox, "check", lambda: None)
+    monkeypatch.setattr(graders.UnitTests.__init__, "__defaults__", (
+        lambda trials: [sandbox.Verdict(len(t.program) % 2 == 0) for t in trials],))
+    rows = [{"prompt": f"def f{i}(x):\n", "test": "def check(f):\n    pass", "entry_point": f"f{i}"} for i in range(24)]
+    one = base(bench, GRPO) | {"data": bench.path("problems.jsonl", rows), "reward": "tests"}
+    assert "reward: tests runs programs that the model writes: set allow_code_execution" in bench.fails(**one)
+    assert {m["reward"] for m in bench.run(**one, allow_code_execution=True).metrics} - {0.0, 1.0}
+    assert "allow_code_execution changes nothing with reward: exact; drop it" in bench.fails(
+        **{**one, "reward": "exact", "allow_code_execution": True})
+
+
 CASES = {
+    "allow_code_execution": allow_code_execution,
     "reward": reward,
     "max_new_tokens": differs(PPO, max_new_tokens=4),
     "temperature": differs(PPO, temperature=0.5),

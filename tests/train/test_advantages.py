@@ -129,6 +129,21 @@ def test_group_advantages():
         assert found[4:8] == [0, 0, 0, 0], "a group of equals teaches nothing"
 
 
+@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "batch", "rloo"])
+def test_an_answer_without_a_score_is_no_part_of_its_group(kind):
+    """The others have what they would have without it; a group in which one alone has a score teaches nothing."""
+    none = float("nan")
+    asked = torch.tensor([1.0, none, 4.0, 2.0, none, none, 3.0, none], dtype=torch.float64)
+    made = group_advantages(asked, 4, kind)
+    assert (made[[1, 4, 5, 6, 7]] == 0).all()
+    if kind == "batch":
+        alone = torch.tensor([1.0, 4.0, 2.0], dtype=torch.float64)
+        alone = (alone - alone.mean()) / (torch.tensor([1.0, 4.0, 2.0, 3.0]).double().std(unbiased=False) + 1e-4)
+    else:
+        alone = group_advantages(torch.tensor([1.0, 4.0, 2.0], dtype=torch.float64), 3, kind)
+    assert torch.allclose(made[[0, 2, 3]], alone, atol=1e-12)
+
+
 def test_explained_variance():
     (returns,) = columns(1)
     assert explained_variance(returns, returns) == 1.0

@@ -24,6 +24,11 @@ def fn(tmp_path):
     path.write_text("def score(prompts, answers, rows):\n"
                     "    return [a.count('e') - 0.1 * len(a) for a in answers]\n\n\n"
                     "def nan(prompts, answers, rows):\n    return [float('nan') for _ in answers]\n\n\n"
+                    "def unsure(prompts, answers, rows):\n"
+                    "    return [None if 'e' in a else len(a) for a in answers]\n\n\n"
+                    "unsure.abstains = True\n\n\n"
+                    "def mute(prompts, answers, rows):\n    return [None for _ in answers]\n\n\n"
+                    "mute.abstains = True\n\n\n"
                     "def raises(prompts, answers, rows):\n    return [row['gold'] for row in rows]\n")
     return path
 
@@ -107,6 +112,18 @@ def test_an_sft_adapter_is_its_own_reference(train, tiny_model, rows, tmp_path):
     assert before.keys() == after.keys() and any(not torch.equal(before[n], after[n]) for n in before)
     config = json.loads((run.model_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tiny_model)
+
+
+@pytest.mark.parametrize("verb", ["ppo", "grpo"])
+def test_an_answer_without_a_verdict_is_counted(train, fn, verb):
+    run = train(verb, reward=f"{fn}:unsure", max_steps=4)
+    told = [json.loads(line) for line in (run.path / "samples.jsonl").read_text().splitlines()]
+    assert 0 < run.metrics[0]["unjudged"] < 1 and run.metrics[0]["reward"] > 0
+    assert all((line["score"] is None) == ("e" in line["answer"]) for line in told)
+    with pytest.raises(UserError) as e:
+        train(verb, reward=f"{fn}:mute", name="mute", eval_split=0.2)
+    assert str(e.value).startswith(
+        f"error: the reward has no verdict on any answer of a collection\n  where:    reward\n  found:    {fn}:mute: ")
 
 
 @pytest.mark.parametrize(("name", "said"), [

@@ -67,6 +67,21 @@ def test_no_list():
         error_of(lambda *a: {}))
 
 
+def test_one_that_abstains():
+    def score(*a):
+        return [None, 3]
+    score.abstains, score.patience = True, None
+    none, three = ask_reward(score, "x", *ASKED)
+    assert none != none and three == 3.0
+    held = threading.Event()
+
+    def slow(*a):
+        held.wait(60)
+    slow.patience = 0.05
+    assert "no answer for 2 answers after 0.05 s" in error_of(slow)
+    held.set()
+
+
 def test_a_users_own_error_comes_through():
     def score(*a):
         raise UserError("a row has no answer to compare with")

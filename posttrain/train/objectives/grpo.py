@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..advantages import clipped_policy, group_advantages, kl_k3, moments
@@ -33,7 +35,8 @@ class GRPO(Reinforce):
 
     def _judge(self, answers, models):
         scores = super()._judge(answers, models)
-        learnt = torch.tensor([a.sequence.facts["score"] for a in answers], dtype=torch.float64)
+        learnt = torch.tensor([score if math.isnan(score) else a.sequence.facts["score"] for a, score in
+                               zip(answers, scores, strict=True)], dtype=torch.float64)
         made = group_advantages(learnt, self.group, self.settings.advantages)
         for answer, advantage in zip(answers, made.tolist(), strict=True):
             answer.sequence.facts = {"advantage": advantage}
