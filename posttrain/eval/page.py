@@ -39,7 +39,8 @@ svg circle.s0 { fill: var(--a); stroke: none; } svg circle.s1 { fill: var(--b); 
 svg .cross { stroke: var(--front); stroke-dasharray: 3 3; visibility: hidden; }
 i.s0, i.s1 { display: inline-block; width: .9rem; height: .2rem; vertical-align: middle; margin-right: .3rem; }
 i.s0 { background: var(--a); } i.s1 { background: var(--b); }
-@media (max-width: 600px) { svg.curve text { font-size: 17px; } }
+@media (max-width: 600px) { svg.curve text { font-size: 17px; } table { font-size: .85rem; }
+  th, td { padding-right: .5rem; } }
 output { display: block; min-height: 1.5em; font-size: .9rem; font-variant-numeric: tabular-nums; }
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .figures import NAMES, better, changed, number, shown
-from .page import Html, page, paragraph, rows_table, text
+from .page import Html, noted, page, paragraph, rows_table, text
 
 
 def write_evaluation(folder: Path, result: dict[str, Any], answers: list[dict[str, Any]]) -> Path:
@@ -81,10 +81,11 @@ def gate_table(gate: dict[str, Any]) -> str:
     verdict = paragraph("The gate is open: nothing general got worse than allowed." if gate["passes"] else
                         "The gate is closed: something general got worse than allowed.",
                         "good" if gate["passes"] else "bad")
-    return verdict + rows_table(
-        ["model", "rows", "figure", "before", "after", "drop", "allowed", ""],
-        [[c["model"], c["data"], NAMES[c["figure"]], c["before"], c["after"], f"{c['drop']:.1%}",
-          f"{c['max_forgetting']:.1%}", "passes" if c["passes"] else "closed"] for c in gate["checks"]])
+    return verdict + rows_table(["", "model", "figure"], [
+        [Html('<span class="good">passes</span>' if c["passes"] else '<span class="bad">closed</span>'),
+         noted(c["model"], f"on {c['data']}"),
+         noted(f"{NAMES[c['figure']]} {c['before']:.4g} → {c['after']:.4g}",
+               f"a drop of {c['drop']:.1%}; {c['max_forgetting']:.1%} is allowed")] for c in gate["checks"]])
 
 
 def answers_list(rows: list[dict[str, Any]]) -> str:
