@@ -62,7 +62,7 @@ def tokens(sequence: Sequence, spec: TokenizerSpec) -> list[Token]:
 
 def texts(ids: list[int], spec: TokenizerSpec) -> list[str]:
     """What each token adds to the decoded text."""
-    backend, stream, made = spec.backend_tokenizer, DecodeStream(skip_special_tokens=False), []
+    backend, stream, made = spec.encoder.backend, DecodeStream(skip_special_tokens=False), []
     waiting: list[int] = []
     for i in ids:
         piece = stream.step(backend, i)

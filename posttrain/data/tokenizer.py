@@ -54,7 +54,7 @@ class TokenizerSpec:
     stops: list[tuple[str, str]] = field(default_factory=list)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("encoder", "chat", "backend_tokenizer")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("encoder", "chat")}
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -104,12 +104,7 @@ class TokenizerSpec:
 
     def decode(self, ids: list[int]) -> str:
         """Token ids -> text, control tokens spelled out."""
-        return self.backend_tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
-
-    @cached_property
-    def backend_tokenizer(self) -> Tokenizer:
-        """The tokenizers backend as it is, for decoding."""
-        return Tokenizer.from_str(self.backend)
+        return self.encoder.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
 
 def load_tokenizer(path_or_id: str | Path, *, chat_template: str = "auto", trust_remote_code: bool = False,

@@ -13,7 +13,7 @@ from transformers.utils import logging as hf_logging
 
 from ..core.errors import UserError
 from ..core.seeds import seed_for
-from .quantize import need_bitsandbytes, nf4
+from .quantize import leave_files, need_bitsandbytes, nf4
 from .resolve import ModelRef, gives_scores
 
 FOUR_BIT = ("nf4", "fp4")
@@ -59,6 +59,8 @@ def load_causal(ref: ModelRef, *, dtype: torch.dtype, device: torch.device | str
         raise UserError("the model needs a package that is not installed", where=ref.base,
                         found=str(e).strip().split("\n")[0], fix="install it, or name the unquantized model") from None
     _check_complete(ref, found)
+    if "quantization_config" in how:
+        leave_files(model)
     return (model if "device_map" in how else model.to(device)).eval()
 
 

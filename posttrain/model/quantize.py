@@ -62,6 +62,13 @@ def settle_packed(model, dtype: torch.dtype) -> None:
         layer.weight.quant_state.dtype = dtype  # what the backward pass and DoRA's norms are computed from
 
 
+def leave_files(model) -> None:
+    """Copy the weights that stay whole: as views they would keep all of the files in memory, packed or not."""
+    for p in model.parameters():
+        if not is_packed(p):
+            p.data = p.data.clone()
+
+
 def check_quantized(model, where: str) -> None:
     """Stop where four bits were asked for and no layer took them."""
     if not packed_layers(model):

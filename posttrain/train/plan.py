@@ -17,8 +17,9 @@ from .trace import Phases, build, trace
 METHODS = ("full", "lora", "qlora")
 # NF4 with double quantization (Dettmers et al. 2023, §3): 4 bits, an 8-bit constant per 64, a float32 per 64 · 256.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-# What a process on CPU takes besides tensors: pages of libraries that the first products touch, compiled kernels.
-RUNTIME = 190 << 20
+# What a process on CPU takes besides tensors: pages of libraries that the first products touch, compiled kernels, and
+# the tokenizer's tables (136 MB for the 151,936 entries of Qwen3's).
+RUNTIME, TOKENIZER = 190 << 20, 900
 MOST = 16384  # tokens of a pack beyond which a forward gains nothing
 
 
@@ -153,7 +154,7 @@ class Planner:
         phases, traced = self.phases(method, tokens, checkpointing, several)
         piece = 2 * wide * min(trained, PIECE["cpu" if self.cpu else "cuda"])
         summed = trained * wide if several and halves else 0
-        runtime = RUNTIME if self.cpu else 0
+        runtime = RUNTIME + TOKENIZER * self.model.get_input_embeddings().weight.shape[0] if self.cpu else 0
         peak = weights + optimizer + runtime + max(summed + phases.peak, gradients + piece)
         return Sizes(weights, gradients, optimizer, int(phases.saved), int(phases.head - phases.saved), runtime,
                      int(peak), traced)

@@ -152,7 +152,7 @@ def test_a_tool_call_has_an_end_of_its_own():
 def test_an_answer_that_merges_with_its_prompt():
     r"""`\n` ends the prompt and begins the answer; tokenized as one they are one token, which generation never sees."""
     r = renderer()
-    assert r.spec.backend_tokenizer.encode("\n\n").tokens == ["ĊĊ"]
+    assert r.spec.encoder.backend.encode("\n\n").tokens == ["ĊĊ"]
     made = one(r, u("A"), a("\nB"), u("C"), a("D"))
     assert [shown(r, s) for s in made.sequences] == [
         [("<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\n", 0, "prompt"), ("\nB", 1, "content"),

@@ -44,7 +44,7 @@ def test_token_texts_join_to_the_sequence():
     for answer in ("👨‍👩‍👧 é vs é 你好", " \t\n x", "<|im_end|>"):
         sequence = shown([row("Hi 🎉", answer)])[0].rendered.sequences[0]
         assert "".join(t.text for t in tokens(sequence, SPEC)) == SPEC.decode(sequence.ids.tolist())
-    half = SPEC.backend_tokenizer.encode("🎉").ids[:2]
+    half = SPEC.encoder.backend.encode("🎉").ids[:2]
     assert texts(half, SPEC) == ["", "�"]
 
 

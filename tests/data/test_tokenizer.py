@@ -46,7 +46,8 @@ def test_generic_folders_load_the_same_without_torch(shared_data, name):
 
     code = ("import sys; from posttrain.data.tokenizer import load_tokenizer; "
             f"spec = load_tokenizer({str(shared_data / name)!r}); assert 'torch' not in sys.modules; "
-            "print(spec.backend_tokenizer.encode('Hello 你好', add_special_tokens=True).ids)")
+            "from tokenizers import Tokenizer; "
+            "print(Tokenizer.from_str(spec.backend).encode('Hello 你好', add_special_tokens=True).ids)")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     hf, spec = AutoTokenizer.from_pretrained(shared_data / name), load_tokenizer(shared_data / name)
     assert json.loads(out) == hf("Hello 你好")["input_ids"]
@@ -61,7 +62,7 @@ def test_spelled_control_tokens_are_characters():
     assert spec.decode(ids) == f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n"
     assert [i for i in ids if i in spec.control.values()] == [
         spec.control[t] for t in ("<|im_start|>", "<|im_end|>", "<|im_start|>")]
-    assert ids.count(spec.backend_tokenizer.token_to_id("<think>")) == 1
+    assert ids.count(spec.encoder.backend.token_to_id("<think>")) == 1
 
 
 def test_spellings_in_tools_and_arguments_are_characters():

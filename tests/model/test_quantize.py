@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,6 +148,14 @@ def test_unpacked_is_what_it_computes_with(tiny_model, tmp_path):
         model.save_pretrained(tmp_path / "whole")
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
         assert torch.equal(again(input_ids=IDS).logits, whole) and not hasattr(again.config, "quantization_config")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_files_leave_memory_once_they_are_packed(tiny_model):
+    """Norms and embeddings as views of the mapped file would keep all of it resident beside the codes."""
+    policy = policy_of(tiny_model)
+    assert packed_layers(policy.model)
+    assert str(tiny_model) not in Path("/proc/self/maps").read_text()
 
 
 def test_a_base_that_is_packed_already(tiny_model, tmp_path):
