@@ -109,6 +109,8 @@ class Settings(ReinforceKeys):
     label_smoothing: float = key("preference", 0.0, "share of preferences taken to be wrong", only=("dpo",), ge=0,
                                  lt=0.5)
     simpo_gamma: float = key("preference", 1.0, "margin that simpo asks for", only=("dpo",), ge=0)
+    rpo_alpha: float = key("preference", 0.0, "weight of the better answer's own loss, per token, beside the margin's",
+                           only=("dpo",), ge=0)
     center_rewards_coefficient: float = key("preference", 0.0, "pulls the scores of a pair towards a sum of 0",
                                             only=("reward",), ge=0)
 

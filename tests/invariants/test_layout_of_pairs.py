@@ -32,7 +32,7 @@ def atoms():
 
 
 OBJECTIVES = {kind: DPO(kind, 0.5, 0.1 * (kind in ("sigmoid", "robust"))) for kind in LOSSES} | {
-    "reward": Reward(0.01), "orpo": ORPO(0.2), "kto": KTO(0.1, 1.5, 0.5)}
+    "rpo": DPO("sigmoid", 0.5, rpo_alpha=1.5), "reward": Reward(0.01), "orpo": ORPO(0.2), "kto": KTO(0.1, 1.5, 0.5)}
 
 
 def ours(made, objective, forward, groups):

@@ -59,6 +59,7 @@ def weight(name):
 CASES = {
     "desirable_weight": weight("desirable_weight"),
     "undesirable_weight": weight("undesirable_weight"),
+    "rpo_alpha": changed(rpo_alpha=1.0),
     "loss_type": changed(loss_type="hinge"),
     "center_rewards_coefficient": changed("reward", center_rewards_coefficient=0.1),
 } | {case.__name__: case for case in (ranked_pairs, label_smoothing, simpo_gamma, beta)}

@@ -71,6 +71,13 @@ def test_dpo_is_its_paper(batch, kind):
     assert 0 <= logged["accuracy"] <= 4 and DPO(kind).size(pack) == 4
 
 
+def test_the_better_answers_own_loss_is_its_mean_over_tokens(batch):
+    """Pang et al. 2024, eq. 1: α times the negative mean log-prob of the better answer, whatever the reference."""
+    pack, out, sums, _, _ = batch
+    plain, own = (DPO("sigmoid", BETA, rpo_alpha=alpha).loss(out, pack)[0].item() for alpha in (0.0, 1.5))
+    assert abs(own - plain + 1.5 * sum(sums[2 * p] / LENGTHS[p][0] for p in range(4))) < 1e-9
+
+
 def test_reward_is_bradley_terry(batch):
     pack, out, _, _, margins = batch
     s = out.scores_S.tolist()

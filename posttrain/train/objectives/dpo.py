@@ -25,20 +25,24 @@ PER_TOKEN = ("ipo", "simpo")
 
 
 class DPO(PairObjective):
-    """loss = Σ_p ℓ(h_p) / P,   h_p = (log π(y_w|x) − log π_ref(y_w|x)) − (log π(y_l|x) − log π_ref(y_l|x)).
+    """loss = Σ_p (ℓ(h_p) − α log π(y_w|x) / |y_w|) / P,
+    h_p = (log π(y_w|x) − log π_ref(y_w|x)) − (log π(y_l|x) − log π_ref(y_l|x)).
 
-    The log-prob of an answer is the sum over its tokens, its stop token among them. The reference is the policy as it
+    The log-prob of an answer is the sum over its tokens, its stop token among them. α = `rpo_alpha` (Pang et al. 2024,
+    eq. 1) keeps what the better answer says likely, where the margin alone may let both answers fall. The reference is the policy as it
     started, so the first loss of sigmoid is ln 2 (test_dpo.py::test_the_first_loss_is_ln_2). Equals TRL's losses
     (tests/train/test_peer_losses.py).
     """
 
-    def __init__(self, kind: str = "sigmoid", beta: float = 0.1, smoothing: float = 0.0, gamma: float = 1.0):
-        self.kind, self.beta, self.smoothing, self.gamma = kind, beta, smoothing, gamma
+    def __init__(self, kind: str = "sigmoid", beta: float = 0.1, smoothing: float = 0.0, gamma: float = 1.0,
+                 rpo_alpha: float = 0.0):
+        self.kind, self.beta, self.smoothing, self.gamma, self.alpha = kind, beta, smoothing, gamma, rpo_alpha
         self.referenced = kind != "simpo"
 
     @classmethod
     def of(cls, settings):
-        return cls(settings.loss_type, settings.beta, settings.label_smoothing, settings.simpo_gamma)
+        return cls(settings.loss_type, settings.beta, settings.label_smoothing, settings.simpo_gamma,
+                   settings.rpo_alpha)
 
     def collect(self, packs, models):
         yield self.held(list(packs), models)
@@ -50,12 +54,16 @@ class DPO(PairObjective):
 
     def loss(self, out, pack):
         better, worse = pairs(pack)
-        reward_S = answer_sums(out.logprobs_T, pack)
+        sum_S, length_S = answer_sums(out.logprobs_T, pack), answer_lengths(pack)
+        reward_S = sum_S
         if self.referenced:
             reward_S = reward_S - pack.columns["reference"]
-        score_S = reward_S / answer_lengths(pack) if self.kind in PER_TOKEN else reward_S
+        score_S = reward_S / length_S if self.kind in PER_TOKEN else reward_S
         h_P = score_S[better] - score_S[worse]
         chosen, rejected = ((self.beta * reward_S[which]).sum() for which in (better, worse))
-        return LOSSES[self.kind](h_P, self).sum(), {
+        loss = LOSSES[self.kind](h_P, self).sum()
+        if self.alpha:
+            loss = loss - self.alpha * (sum_S / length_S)[better].sum()
+        return loss, {
             "accuracy": (h_P > 0).sum(), "margin": (self.beta * h_P).sum(), "reward_chosen": chosen,
             "reward_rejected": rejected}
