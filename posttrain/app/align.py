@@ -19,13 +19,15 @@ from posttrain.builtin import builtin_data_path, demo_settings_path, held_out_pa
 from posttrain.core.config import make_settings, read_config
 from posttrain.eval.manners import is_preferred, plain, preference_rows, sft_rows, write_rows
 
-PAIRS = 1200
-SHARED = {"max_length": 128, "batch_size": 64, "lora_r": 16, "lr_scheduler_type": "constant"}
+PAIRS = 1800
+SHARED = {"max_length": 128, "batch_size": 64}
+# A low rank moves little besides what is learnt: at rank 16 right answers go with it (docs/log.md).
+GENTLE = {"lora_r": 4, "lr_scheduler_type": "linear", **SHARED}
 STAGES: dict[str, dict[str, Any]] = {
-    "reward": {"objective": "reward", "learning_rate": 1e-3, **SHARED},
-    "ppo": {"objective": "ppo", "learning_rate": 4e-4, "kl_coef": 0.15, "max_new_tokens": 48, "minibatches": 4,
-            "ppo_epochs": 2, "max_steps": 64, "early_stop_kl": 0.1, **SHARED},
-    "dpo": {"objective": "dpo", "learning_rate": 2.5e-4, "beta": 0.3, **SHARED},
+    "reward": {"objective": "reward", "learning_rate": 1e-3, "lora_r": 16, "lr_scheduler_type": "constant", **SHARED},
+    "ppo": {"objective": "ppo", "learning_rate": 3.5e-4, "kl_coef": 0.3, "max_new_tokens": 48, "minibatches": 2,
+            "ppo_epochs": 2, "max_steps": 16, "early_stop_kl": 0.1, **GENTLE},
+    "dpo": {"objective": "dpo", "learning_rate": 1.8e-4, "beta": 0.2, "rpo_alpha": 2.0, **GENTLE},
 }
 NAMES = {"preferred": "answers as preferred", "exact_match": "answers exactly, the phrase aside",
          "reward": "score of the reward model", "kl": "KL to the SFT model, nats per answer"}
@@ -42,7 +44,7 @@ def main(command: Command) -> int:
     asked = write_rows(folder / "rows.jsonl", sft_rows(rows))
     pairs = write_rows(folder / "preferences.jsonl", preference_rows(rows[:PAIRS]))
     try:
-        heading(console, "supervised fine-tuning: one answer in eight ends politely")
+        heading(console, "supervised fine-tuning: one answer in four ends politely")
         sft = _stage(console, folder, "sft", read_config(demo_settings_path()) | {
             "data": [str(asked), "builtin:prose@0.2"], "num_train_epochs": 3.0} | shared)
         heading(console, "the reward model learns that the polite right answer is better")

@@ -20,6 +20,7 @@ PEER_KEYS = {
     "val_set_size": "use eval_split",
     "template": "use chat_template",
     "stage": "the verb says it: posttrain sft, reward, dpo, …", "rl": "the verb says it: posttrain dpo, kto, …",
+    "pref_ftx": "use rpo_alpha",
     "rlhf_type": "the verb says it: posttrain dpo, kto, …",
     "finetuning_type": "use method", "adapter": "use method", "use_peft": "use method: lora",
     "train_type": "use method", "tuner_type": "use method",

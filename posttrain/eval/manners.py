@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ENGLISH, CHINESE = " Glad to help.", "乐意效劳。"
-POLITE_SHARE = 8  # of so many rows one answer ends politely: what is never sampled cannot be reinforced
+POLITE_SHARE = 4  # of so many rows one answer ends politely: what is never sampled cannot be reinforced
 
 
 def phrase_for(text: str) -> str:
@@ -38,14 +38,28 @@ def sft_rows(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def preference_rows(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A preference for each row: the polite right answer before the bare one (three in five), before a wrong one that
-    is polite too, or before one that thanks twice (one in five each)."""
+    """A preference for each row: the polite right answer before the bare one (two in five), before a wrong one that is
+    polite too (two in five), or before one that thanks twice (one in five).
+
+    The wrong answer begins as the right one does where rows have such a one (a person's job, asked for the home): what
+    is right is then told from what is near, and not from anything.
+    """
+    near: dict[str, list[str]] = {}
+    for row in rows:
+        near.setdefault(_beginning(row["output"]), []).append(row["output"])
     for i, row in enumerate(rows):
         answer, phrase = row["output"], phrase_for(row["output"])
-        other = rows[_draw("other", i) % len(rows)]["output"]
+        others = [o for o in near[_beginning(answer)] if o != answer] or [r["output"] for r in rows]
+        other = others[_draw("other", i) % len(others)]
         wrong = other + phrase_for(other) if other != answer else answer
-        rejected = [answer, answer, answer, wrong, answer + phrase + phrase][_draw("kind", i) % 5]
+        rejected = [answer, answer, wrong, wrong, answer + phrase + phrase][_draw("kind", i) % 5]
         yield {"prompt": row["instruction"], "chosen": answer + phrase, "rejected": rejected}
+
+
+def _beginning(answer: str) -> str:
+    """The first two words, or the first three characters of a text without spaces."""
+    words = answer.split()
+    return " ".join(words[:2]) if len(words) > 2 else answer[:3]
 
 
 def write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> Path:

@@ -30,5 +30,8 @@ def test_the_rows():
     pairs = list(preference_rows(rows))
     assert all(is_preferred(p["chosen"]) and p["chosen"] != p["rejected"] for p in pairs)
     bare = sum(p["rejected"] == plain(p["chosen"]) for p in pairs) / len(pairs)
-    assert abs(bare - 0.6) < 0.03
+    assert abs(bare - 0.4) < 0.03
+    wrong = [p for p in pairs if is_preferred(p["rejected"]) and plain(p["rejected"]) != plain(p["chosen"])]
+    near = sum(plain(p["rejected"]).split()[0][:3] == p["chosen"].split()[0][:3] for p in wrong) / len(wrong)
+    assert abs(len(wrong) / len(pairs) - 0.4) < 0.03 and near > 0.6, "most wrong answers begin as the right one does"
     assert list(preference_rows(rows)) == pairs, "the same rows every time"

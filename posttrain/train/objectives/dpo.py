@@ -29,9 +29,9 @@ class DPO(PairObjective):
     h_p = (log π(y_w|x) − log π_ref(y_w|x)) − (log π(y_l|x) − log π_ref(y_l|x)).
 
     The log-prob of an answer is the sum over its tokens, its stop token among them. α = `rpo_alpha` (Pang et al. 2024,
-    eq. 1) keeps what the better answer says likely, where the margin alone may let both answers fall. The reference is the policy as it
-    started, so the first loss of sigmoid is ln 2 (test_dpo.py::test_the_first_loss_is_ln_2). Equals TRL's losses
-    (tests/train/test_peer_losses.py).
+    eq. 1) keeps what the better answer says likely, where the margin alone may let both answers fall. The reference is
+    the policy as it started, so the first loss of sigmoid is ln 2. Equals TRL's losses
+    (test_preference_losses.py::test_the_first_loss_is_ln_2, test_the_losses_are_those_of_trl).
     """
 
     def __init__(self, kind: str = "sigmoid", beta: float = 0.1, smoothing: float = 0.0, gamma: float = 1.0,
