@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 # Name -> module that defines it; fetched on first use, so that `import posttrain` imports no torch
 # (tests/cli/test_light.py::test_importing_the_package_imports_no_torch).
-_LAZY = {**dict.fromkeys(("sft", "reward", "dpo", "orpo", "kto", "ppo", "grpo"), "posttrain.app.train"),
+_LAZY = {**dict.fromkeys(("sft", "reward", "dpo", "orpo", "kto", "ppo", "grpo", "online_dpo"), "posttrain.app.train"),
          "load": "posttrain.app.assistant", "builtin_model_path": "posttrain.builtin"}
 
 __all__ = ["__version__", *_LAZY]

@@ -84,7 +84,7 @@ class InProcessLoader:
     def tokenizer(self, spec):
         from posttrain.data.render import Renderer
 
-        if self.settings.objective in ("ppo", "grpo"):
+        if self.settings.objective in ("ppo", "grpo", "online_dpo"):
             from posttrain.data.prompts import PromptRenderer
 
             self.make = partial(PromptRenderer, spec)

@@ -50,7 +50,9 @@ def _grader(spec: str) -> Score:
         raise UserError("the reward does not say where its judge is", where="reward", found=spec,
                         expected="an OpenAI-compatible endpoint, as judge:http://localhost:8000/v1#qwen3",
                         fix="a reward model is named without judge:")
-    return Judge(spec.removeprefix("judge:"))
+    judge = Judge(spec.removeprefix("judge:"))
+    judge.endpoint.check()
+    return judge
 
 
 def reward_of(spec: str, settings) -> Callable[[list], list[float | str]]:

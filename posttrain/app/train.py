@@ -66,6 +66,11 @@ def grpo(*, console: Console | None = None, **values: Any) -> Run:
     return _train("grpo", console, values)
 
 
+def online_dpo(*, console: Console | None = None, **values: Any) -> Run:
+    """Online direct preference optimization from Python: the keys of `posttrain online_dpo --help` -> the Run."""
+    return _train("online_dpo", console, values)
+
+
 def _train(objective: str, console: Console | None, values: dict[str, Any]) -> Run:
     if values.get("resume"):
         values = resumed_values(values)

@@ -20,7 +20,8 @@ from .reinforce_keys import SHOWN, ReinforceKeys, idle_beside_sampling
 
 BUILTIN = "builtin"
 PACK_TOKENS = 4096
-PAIRS = ("reward", "dpo", "orpo")  # the objectives that compare answers
+PAIRS = ("reward", "dpo", "orpo")  # the objectives that read rows which compare answers
+DPO = ("dpo", "online_dpo")
 
 
 class Settings(ReinforceKeys):
@@ -30,7 +31,7 @@ class Settings(ReinforceKeys):
                               allow_inf_nan=False)
 
     # of a run the verb itself says it
-    objective: Literal["sft", "reward", "dpo", "orpo", "kto", "ppo", "grpo"] = key(
+    objective: Literal["sft", "reward", "dpo", "orpo", "kto", "ppo", "grpo", "online_dpo"] = key(
         "data", "sft", "which verb the rows are for")
 
     # -- model
@@ -103,14 +104,14 @@ class Settings(ReinforceKeys):
     ranked_pairs: Literal["all", "best_worst"] = key("preference", "all", "ranked answers: compare every two, or the "
                                                      "best with the worst", only=PAIRS)
     loss_type: Literal["sigmoid", "ipo", "hinge", "robust", "simpo"] = key("preference", "sigmoid", "which loss of the "
-                                                                           "margin", only=("dpo",))
+                                                                           "margin", only=DPO)
     beta: float | None = key("preference", None, "how hard a change of the policy counts; default 0.1, simpo 2",
-                             only=("dpo", "orpo", "kto"), gt=0)
-    label_smoothing: float = key("preference", 0.0, "share of preferences taken to be wrong", only=("dpo",), ge=0,
+                             only=(*DPO, "orpo", "kto"), gt=0)
+    label_smoothing: float = key("preference", 0.0, "share of preferences taken to be wrong", only=DPO, ge=0,
                                  lt=0.5)
-    simpo_gamma: float = key("preference", 1.0, "margin that simpo asks for", only=("dpo",), ge=0)
+    simpo_gamma: float = key("preference", 1.0, "margin that simpo asks for", only=DPO, ge=0)
     rpo_alpha: float = key("preference", 0.0, "weight of the better answer's own loss, per token, beside the margin's",
-                           only=("dpo",), ge=0)
+                           only=DPO, ge=0)
     center_rewards_coefficient: float = key("preference", 0.0, "pulls the scores of a pair towards a sum of 0",
                                             only=("reward",), ge=0)
 
@@ -185,8 +186,10 @@ class Settings(ReinforceKeys):
         if "pack_tokens" not in self.model_fields_set:  # one key is enough for longer rows
             self.__dict__["pack_tokens"] = max(self.pack_tokens, least)
         if self.is_sampled and self.pack_tokens != "auto" and self.pack_tokens < least:
-            raise ValueError(f"pack_tokens ({self.pack_tokens}) must be at least max_length + max_new_tokens "
-                             f"({least}): a prompt and its answer are never split over packs")
+            twice = "twice " if facts.atom == 2 else ""
+            raise ValueError(f"pack_tokens ({self.pack_tokens}) must be at least {twice}max_length + max_new_tokens "
+                             f"({least}): " + ("two answers to a prompt share a pack" if twice else
+                                               "a prompt and its answer are never split over packs"))
         if self.pack_tokens != "auto" and self.pack_tokens < least:
             raise ValueError(f"pack_tokens ({self.pack_tokens}) must be at least " + (
                 f"max_length ({self.max_length}): a sequence is never split over packs" if least == self.max_length else

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`rows` are the kinds of row it reads; `atom` sequences of a row share a pack; `rates` for lora and full; `epochs`
+    """`rows` are the kinds of row it reads; `atom` sequences share a pack; `rates` for lora and full; `epochs`
     where nothing is set, with the reason that is printed."""
 
     rows: frozenset[str]
@@ -24,11 +24,12 @@ FACTS = {
     "reward": Facts(_PAIR, 2, (1e-4, 1e-5), 1.0, "a reward model learns preferences by heart in a second pass"),
     "ppo": Facts(_PROMPT, 1, (1e-4, 1e-6), 1.0),
     "grpo": Facts(_PROMPT, 1, (1e-4, 1e-6), 1.0),
+    "online_dpo": Facts(_PROMPT, 2, (2e-5, 1e-6), 1.0),
     "dpo": Facts(_PAIR, 2, (2e-5, 1e-6), 1.0, "preferences are learnt in one pass"),
     "orpo": Facts(_PAIR, 2, (5e-5, 5e-6), 1.0, "preferences are learnt in one pass"),
     "kto": Facts(frozenset({"label"}), 2, (2e-5, 1e-6), 1.0, "preferences are learnt in one pass"),
 }
-SAMPLED = ("ppo", "grpo")  # objectives that learn from their own answers
+SAMPLED = ("ppo", "grpo", "online_dpo")  # objectives that learn from their own answers
 
 
 def updates_per_batch(settings: Any) -> int:

@@ -1,4 +1,4 @@
-"""The settings of `posttrain ppo` and `posttrain grpo`. No torch here."""
+"""The settings of `posttrain ppo`, `grpo` and `online_dpo`. No torch here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .key import key
 from .objectives import SAMPLED
 
 SHOWN = ("sft", "reward", "dpo", "kto", "orpo")  # objectives that learn from rows
-PPO, GRPO = ("ppo",), ("grpo",)
+PPO, GRPO, CLIPPED = ("ppo",), ("grpo",), ("ppo", "grpo")
 COLLECTIONS_PER_CHECKPOINT = 10
 
 
@@ -30,12 +30,12 @@ class ReinforceKeys(BaseModel):
                                      ge=0)
     normalize_reward: bool = key("answers", True, "scores minus their running mean, by their running deviation", PPO)
     kl_coef: float = key("answers", 0.05, "price of a nat between policy and reference: in the reward (PPO), in the "
-                                          "loss (GRPO)", SAMPLED, ge=0)
-    kl_target: float | None = key("answers", None, "nats per answer that kl_coef is steered to", SAMPLED, gt=0)
+                                          "loss (GRPO)", CLIPPED, ge=0)
+    kl_target: float | None = key("answers", None, "nats per answer that kl_coef is steered to", CLIPPED, gt=0)
     early_stop_kl: float | None = key("answers", None, "nats per token between the policy and its state at sampling, "
-                                                       "at which the rest of a collection is left out", SAMPLED, gt=0)
-    clip_range: float = key("answers", 0.2, "how far a ratio (and a value) may move in a collection", SAMPLED, gt=0)
-    entropy_coef: float = key("answers", 0.0, "bonus for a nat of entropy", SAMPLED, ge=0)
+                                                       "at which the rest of a collection is left out", CLIPPED, gt=0)
+    clip_range: float = key("answers", 0.2, "how far a ratio (and a value) may move in a collection", CLIPPED, gt=0)
+    entropy_coef: float = key("answers", 0.0, "bonus for a nat of entropy", CLIPPED, ge=0)
     gae_lambda: float = key("answers", 0.95, "1: returns of the whole answer; 0: the critic's next value", PPO, ge=0,
                             le=1)
     critic_warmup: int = key("answers", 0, "collections in which the critic learns alone", PPO, ge=0)
@@ -55,7 +55,7 @@ def idle_beside_sampling(settings: Any, is_set) -> str:
     if is_set("lora_dropout"):
         return "lora_dropout changes nothing: dropout is off where a policy is compared with itself; drop it"
     if settings.method == "full":
-        return ("method: full would need a model of its own for each role: PPO and GRPO train adapters on one base; "
+        return ("method: full would need a model of its own for each role: they are adapters on one base; "
                 "set method: lora")
     if settings.reward == "tests" and not settings.allow_code_execution:
         return ("reward: tests runs programs that the model writes: set allow_code_execution, and they run in a "

@@ -27,7 +27,7 @@ class Guard:
 GUARDS = (
     Guard("the policy has left its reference", "kl {kl:.1f} nats per answer, {k1:.2f} per token",
           "below 50 nats per answer, or 0.5 per token",
-          "raise kl_coef, set kl_target, or lower learning_rate: what it writes now may please the reward alone",
+          "raise kl_coef (of online_dpo: beta), or lower learning_rate: what it writes now may please the reward alone",
           lambda now, first: now["kl"] > 50 and now["k1"] > 0.5),
     Guard("one collection moved the policy too far", "mean ratio to the policy that sampled: {ratio:.2f}",
           "between 0.33 and 3", "lower learning_rate or ppo_epochs, or set early_stop_kl",
@@ -38,11 +38,11 @@ GUARDS = (
           lambda now, first: now.get("explained_variance", 0.0) < -30 and now.get("value_loss", 0.0) > 10),
     Guard("the policy has collapsed: it hardly samples any more", "entropy {entropy:.2g} nats per token",
           "above a thousandth of the first collection's",
-          "raise entropy_coef or kl_coef, or lower learning_rate; look at samples.jsonl",
+          "raise entropy_coef or kl_coef (of online_dpo: beta), or lower learning_rate; look at samples.jsonl",
           lambda now, first: now["entropy"] < 1e-3 * first["entropy"] and now["entropy"] < 1e-3),
     Guard("the answers no longer end", "{answer_tokens:.0f} tokens on average, {stop_rate:.0%} stop by themselves",
           "less than three times the first collection's length, or half of its stops",
-          "raise missing_eos_penalty or kl_coef; look at samples.jsonl for what is repeated",
+          "raise missing_eos_penalty or kl_coef (of online_dpo: beta); look at samples.jsonl for what is repeated",
           lambda now, first: now["answer_tokens"] > 3 * first["answer_tokens"]
           and now["stop_rate"] < 0.5 * first["stop_rate"]),
 )

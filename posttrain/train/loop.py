@@ -139,7 +139,9 @@ class Loop:
                 update = even_packs(update)
                 means = self.update(update, step, rate)
                 self.objective.updated(means)
-                line |= means | self.objective.facts
+                line |= means
+            if packs:
+                line |= self.objective.facts
             seconds = -self.clock + (now := time.perf_counter())
             tokens, trained = count_tokens(update)
             line |= {"tokens": tokens, "trained_tokens": trained, "tokens_per_second": tokens / seconds,

@@ -134,8 +134,8 @@ def rehearse(models: Models, objective: Objective, optimizer: MasterAdamW, token
 
 
 def per_row(objective: Objective) -> int:
-    """Sequences that a row becomes: two where it is a pair."""
-    return 2 if "pair" in objective.rows else 1
+    """Sequences that share an atom: two where they are a pair."""
+    return 2 if "pair" in objective.rows else getattr(objective, "together", 1)
 
 
 def made_up_pack(tokens: int, longest: int, vocabulary: int, per_atom: int = 1) -> Pack:

@@ -1,4 +1,4 @@
-"""What PPO and GRPO share: collections of sampled answers, their scores, what is logged, guarded and resumed."""
+"""What PPO, GRPO and online DPO share: collections of sampled answers, their scores, what is logged and resumed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..core import ranks
-from ..core.config import Settings
+from ..core.config import Settings, users_of
 from ..core.errors import UserError
 from ..core.pack import Pack
 from ..core.seeds import seed_for
@@ -35,7 +35,8 @@ class Reinforce(Objective):
     """
 
     rows = frozenset({"prompt"})
-    group = 1
+    group = 1  # answers to each prompt
+    together = 1  # answers that share a pack
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -44,7 +45,7 @@ class Reinforce(Objective):
         self.state = {"collection": 0, "kl_coef": settings.kl_coef, "scores": [0, 0.0, 0.0], "first": {}}
         self.facts: dict[str, Any] = {}
         self.samples: list[dict[str, Any]] = []
-        self.stop_early, self.done = False, 0
+        self.stop_early, self.done, self.prompts = False, 0, 0
 
     @classmethod
     def of(cls, settings: Settings) -> Reinforce:
@@ -68,15 +69,17 @@ class Reinforce(Objective):
         packs = list(packs)
         answers = models.rollout(packs, self.state["collection"], self.group)
         self.facts, self.done = {"rollout_seconds": time.perf_counter() - began}, 0
+        self.prompts = round(ranks.add_up([len(answers) / self.group])[0])
         scores = self._judge(answers, models)
         laid = self._lay(answers, packs[0])
         self._columns(laid, models)
         self._tell(answers, scores, [p for batch in laid for p in batch])
         check_guards(self.facts, self.state["first"] or self.facts, self.step)
         self.state["first"] = self.state["first"] or dict(self.facts)
+        taught = self._taught(answers, laid, packs[0])
         self.facts["collection_seconds"] = time.perf_counter() - began
         for _ in range(self.epochs):
-            for batch in laid:
+            for batch in taught:
                 if not self.stop_early:
                     yield batch
                     self.done += 1
@@ -138,18 +141,27 @@ class Reinforce(Objective):
         A process that has no answer of a minibatch takes part in its update with an idle pack: one of its own of
         another, or, where it has none at all, the `prompt` that it was given (test_ranks.py, with one prompt).
         """
-        (prompts,) = ranks.add_up([len(answers) / self.group])
-        order = permutation(round(prompts), seed_for(self.settings.seed, "minibatches"), "collection",
-                            self.state["collection"])
-        laid = []
-        for part in np.array_split(order, min(self.minibatches, len(order))):
+        own = {a.number // self.group for a in answers}
+        there = ranks.add_up([float(n in own) for n in range(self.prompts)])
+        order = [n for n in permutation(self.prompts, seed_for(self.settings.seed, "minibatches"), "collection",
+                                        self.state["collection"]) if there[n]]
+        laid, size = [], self.together
+        for part in np.array_split(order, min(self.minibatches, len(order)) or 1):
             mine = set(part.tolist())
-            atoms = [[a.sequence] for a in sorted(answers, key=lambda a: a.number) if a.number // self.group in mine]
+            own = [a.sequence for a in sorted(answers, key=lambda a: a.number) if a.number // self.group in mine]
+            atoms = [own[i:i + size] for i in range(0, len(own), size)]
             laid.append(lay_packs(atoms, self.settings.pack_tokens) if atoms else [])
+        spare = min((p for batch in laid for p in batch), key=lambda p: p.bounds[-1], default=self._nothing(prompt))
+        return [batch or [replace(spare, idle=True)] for batch in laid if order]
+
+    def _nothing(self, prompt: Pack) -> Pack:
+        """What a process without an answer runs for company: a prompt, with columns of zeros."""
         zero = torch.zeros(len(prompt.ids_T))
-        nothing = replace(prompt, weights_T=zero + 1, columns=dict.fromkeys(COLUMNS, zero))
-        spare = min((p for batch in laid for p in batch), key=lambda p: p.bounds[-1], default=nothing)
-        return [batch or [replace(spare, idle=True)] for batch in laid]
+        return replace(prompt, weights_T=zero + 1, columns=dict.fromkeys(COLUMNS, zero))
+
+    def _taught(self, answers: list[Answer], laid: list[list[Pack]], prompt: Pack) -> list[list[Pack]]:
+        """The packs of each update, once everything is measured; here: those that were measured."""
+        return laid
 
     def rehearsed(self, packs: list[Pack], models: Models) -> list[Pack]:
         """Made-up packs as a collection would leave them, and no trace of it."""
@@ -182,8 +194,10 @@ class Reinforce(Objective):
             float(kl_k3(old, reference).sum()), float(entropy.sum()), float(sampled.sum() - old.sum())])
         self.facts |= {
             "reward": reward, "reward_std": variance ** 0.5, "kl": k1 / count, "k1": k1 / tokens, "k3": k3 / tokens,
-            "entropy": nats / tokens, "kl_coef": self.state["kl_coef"], "answer_tokens": tokens / count,
+            "entropy": nats / tokens, "answer_tokens": tokens / count,
             "stop_rate": stopped / count, "sampler_gap": abs(gap) / tokens}  # nats; rounding, where both see one policy
+        if self.settings.objective in users_of("kl_coef"):
+            self.facts["kl_coef"] = self.state["kl_coef"]
         order = np.argsort([a.row.origin for a in answers], kind="stable")[:SAMPLES]
         self.samples = [{"prompt": answers[i].row.messages[-1].get("content"), "answer": answers[i].text,
                          "score": None if math.isnan(scores[i]) else scores[i], "stopped": answers[i].stopped,

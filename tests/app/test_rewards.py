@@ -65,9 +65,12 @@ def test_a_model_is_left_to_the_models(tiny_model, tmp_path):
 def test_what_asks_something_outside(monkeypatch):
     from posttrain.app.rewards import reward_of
     from posttrain.eval import sandbox
+    from posttrain.eval.endpoint import Endpoint
 
     asked = []
     monkeypatch.setattr(sandbox, "check", lambda: asked.append(1))
+    assert "the endpoint gave no answer" in error_of("judge:http://127.0.0.1:9/v1#m"), "nobody there is told at once"
+    monkeypatch.setattr(Endpoint, "check", lambda self: None)
     assert reward_function("tests").patience is None and asked == [1], "a machine without the locks is told at once"
     judge = reward_function("judge:http://127.0.0.1:9/v1#m")
     assert judge.abstains and judge.endpoint.model == "m"

@@ -32,7 +32,9 @@ from posttrain.train.share import even_packs, share_packs  # noqa: E402
 from posttrain.train.update import accumulate, evaluate, lay_packs  # noqa: E402
 
 GRPO = {"objective": "grpo", "num_generations": 3, "advantages": "batch", "kl_coef": 0.1}
-SAMPLED = {"ppo": (6, {}), "grpo": (6, GRPO), "ppo of one": (1, {}), "grpo of one": (1, GRPO)}  # prompts, and keys
+ONLINE = {"objective": "online_dpo", "pack_tokens": 160, "beta": 0.3}
+SAMPLED = {"ppo": (6, {}), "grpo": (6, GRPO), "ppo of one": (1, {}), "grpo of one": (1, GRPO),  # prompts, and keys
+           "online_dpo": (6, ONLINE), "online_dpo of one": (1, ONLINE)}
 ROWS = {"eight": slice(0, 8), "seven": slice(0, 7), "one": slice(4, 5)}  # of one row another process gets nothing
 
 
@@ -94,7 +96,7 @@ def reinforced(prompts: int, kind: dict) -> dict[str, float]:
     found: dict[str, float] = {}
     for step in range(2):
         packs = share_packs(test_ppo.atoms(prompts), 80)
-        for n, batch in enumerate(objective.collect(packs, models)):
+        for n, batch in enumerate(filter(None, objective.collect(packs, models))):
             batch = even_packs(batch)
             optimizer.begin(len(batch))
             means = accumulate(models, objective, batch, seed=0, step=1)

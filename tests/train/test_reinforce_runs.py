@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
@@ -24,6 +25,7 @@ def fn(tmp_path):
     path.write_text("def score(prompts, answers, rows):\n"
                     "    return [a.count('e') - 0.1 * len(a) for a in answers]\n\n\n"
                     "def nan(prompts, answers, rows):\n    return [float('nan') for _ in answers]\n\n\n"
+                    "def same(prompts, answers, rows):\n    return [1 for _ in answers]\n\n\n"
                     "def unsure(prompts, answers, rows):\n"
                     "    return [None if 'e' in a else len(a) for a in answers]\n\n\n"
                     "unsure.abstains = True\n\n\n"
@@ -41,6 +43,8 @@ def train(tiny_model, rows, tmp_path, fn):
                  "save_total_limit": 9, "reward": f"{fn}:score", "output_dir": tmp_path / name}
         if verb == "grpo":
             asked |= {"num_generations": 2, "max_steps": 6}
+        if verb == "online_dpo":
+            asked |= {"max_steps": 6}
         return getattr(posttrain, verb)(**(asked | values))
     return run
 
@@ -73,7 +77,23 @@ def test_the_folder_of_a_run(train, verb):
     assert isinstance(run.chat("say red then cat", max_new_tokens=4), str)
 
 
-@pytest.mark.parametrize("verb", ["ppo", "grpo"])
+def test_the_folder_of_an_online_dpo_run(train, fn):
+    """DPO's metrics beside those of a collection; a collection without a pair makes no update and says so."""
+    run = train("online_dpo", eval_split=0.2)
+    first, last = run.metrics[0], run.metrics[-1]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6) and first["kl"] == 0 and last["kl"] != 0
+    assert first.keys() >= {"accuracy", "margin", "reward_chosen", "reward_rejected", "idle_groups", "reward",
+                            "entropy", "answer_tokens", "stop_rate", "sampler_gap"}
+    assert not first.keys() & {"ratio", "clip_fraction", "kl_coef", "value"} and first["sampler_gap"] < 1e-4
+    assert last["eval_reward"] == -last["eval_loss"] and len(run.metrics) == 6
+    sampled = [json.loads(line) for line in (run.path / "samples.jsonl").read_text().splitlines()]
+    assert [s["origin"] for s in sampled[:2]] == [sampled[0]["origin"]] * 2, "both answers to a prompt"
+    idle = train("online_dpo", name="idle", reward=f"{fn}:same", max_steps=2)
+    assert [(m["loss"], m["idle_groups"]) for m in idle.metrics] == [(None, 1.0)]
+    assert idle.status["status"] == "finished"
+
+
+@pytest.mark.parametrize("verb", ["ppo", "grpo", "online_dpo"])
 def test_a_resumed_run_is_the_run(train, verb, tmp_path):
     extra = {"kl_target": 0.5} if verb == "ppo" else {}
     whole = train(verb, **extra)
@@ -156,7 +176,10 @@ def test_a_guard_writes_its_diagnosis(train, tmp_path, monkeypatch):
     ({"kl_coef": 0.0, "kl_target": 1.0}, "kl_target scales kl_coef, and 0 stays 0"),
     ({"train_on": "last"}, "train_on changes nothing in `posttrain ppo`"),
     ({"pack_tokens": 70}, r"pack_tokens \(70\) must be at least max_length \+ max_new_tokens \(72\)"),
-    ({"gae_lambda": 0.5, "verb": "grpo"}, "gae_lambda changes nothing in `posttrain grpo`")])
+    ({"gae_lambda": 0.5, "verb": "grpo"}, "gae_lambda changes nothing in `posttrain grpo`"),
+    ({"kl_coef": 0.5, "verb": "online_dpo"}, "kl_coef changes nothing in `posttrain online_dpo`"),
+    ({"pack_tokens": 100, "verb": "online_dpo"}, r"pack_tokens \(100\) must be at least twice max_length \+ "
+     r"max_new_tokens \(144\): two answers to a prompt share a pack")])
 def test_what_does_not_go_together(train, values, said):
     with pytest.raises(UserError, match=said):
         train(**values)
