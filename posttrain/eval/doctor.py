@@ -23,7 +23,7 @@ TURN = 0.05  # relative rise of the validation loss above its minimum
 STOPS = 0.5  # least share of sampled answers that end by themselves
 RIVALS, COPIES = 0.02, 0.2  # largest share of rows that contradict others, that repeat others
 MOST_ROWS = 100_000  # of each source, among which contradictions are looked for
-RISE = 1.3  # of the loss at the end above the least of the first three
+RISE = 1.5  # of the loss at the end above its least mean over a tenth of the run
 JUMP = 50.0  # a gradient's norm against the median one
 CHAT = re.compile(r"### ?(Response|Instruction)|<\|im_start\|>|<\|start_header_id\|>|\[/INST\]"
                   r"|(^|\n)(User|Human|Assistant|用户|助手) ?[:：]")
@@ -108,19 +108,32 @@ class Facts:
 
 def ends(values: list[float]) -> tuple[float, float]:
     """Means of the first and the last tenth, of at least three values each."""
+    means = tenths(values)
+    return means[0], means[-1]
+
+
+def tenths(values: list[float]) -> list[float]:
+    """The mean of every stretch of a tenth of the values, of at least three."""
+    size = min(len(values), max(3, len(values) // 10))
+    return [fmean(values[i:i + size]) for i in range(len(values) - size + 1)]
+
+
+def noise(values: list[float]) -> float:
+    """The standard error of the difference between the first and the last tenth, from how much neighbours differ."""
     size = max(3, len(values) // 10)
-    return fmean(values[:size]), fmean(values[-size:])
+    return math.sqrt(fmean([(b - a) ** 2 for a, b in zip(values, values[1:], strict=False)]) / size)
 
 
 def loss_does_not_fall(run: Facts) -> Trouble | None:
     if len(run.losses) < 10 or run.config.get("objective", "sft") not in ("sft", "reward"):
         return None
     first, last = ends(run.losses)
-    if last <= first * (1 - FALL) or exploding(run):  # a rising loss is another trouble
-        return None
     rate, usual = run.config["learning_rate"], 2e-5 if run.config["method"] == "full" else 2e-4
+    slow = rate < usual / 5  # then what looks like a fall may be one batch against another
+    if first - last > max(first * FALL, 2 * noise(run.losses) if slow else 0.0) or exploding(run):
+        return None  # a rising loss is another trouble
     evidence = [f"loss {first:.4f} at the start, {last:.4f} at the end of {len(run.losses)} updates"]
-    if rate < usual / 5:
+    if slow:
         evidence.append(f"learning_rate {rate:g}; {usual:g} is usual for method: {run.config['method']}")
         return Trouble("the loss does not fall", evidence, f"set learning_rate: {usual:g}")
     if first < 0.2:
@@ -263,12 +276,14 @@ def exploding(run: Facts) -> Trouble | None:
         return None
     usual = median(n for _, n in run.norms)
     step, worst = max(run.norms, key=lambda v: v[1] if math.isfinite(v[1]) else math.inf)
-    first, last = min(run.losses[:3]), ends(run.losses)[1]
+    least, last = min(tenths(run.losses)), ends(run.losses)[1]
+    first = run.losses[0]  # before any step
     evidence = []
     if worst > JUMP * usual:
         evidence.append(f"gradient norm {worst:.3g} at update {step}, {usual:.3g} at the median update")
-    if last > first * RISE and run.config.get("objective", "sft") in ("sft", "reward"):
-        evidence.append(f"the loss rises: {first:.4f} at the start, {last:.4f} at the end")
+    rises = last > 2 * first or last > max(RISE * least, first / 2)
+    if rises and run.config.get("objective", "sft") in ("sft", "reward"):
+        evidence.append(f"the loss rises: {first:.4f} at first, {least:.4f} at its least, {last:.4f} at the end")
     if not evidence:
         return None
     rate = run.config["learning_rate"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 
 import pytest
@@ -63,6 +64,22 @@ def test_the_rate_is_too_small(train, capsys):
 def test_exploding_gradients(train):
     trouble = examine(train(learning_rate=3.0, max_grad_norm=0, warmup_ratio=0))[0]
     assert trouble.name == "exploding gradients" and "set max_grad_norm: 1.0" in trouble.change
+
+
+@pytest.mark.parametrize(("change", "rate", "found"), [
+    ([0.0] * 40, 1e-9, ["the loss does not fall"]), ([-0.02 * i for i in range(40)], 1e-9, []),
+    ([-0.02 * i for i in range(40)], 2e-5, []), ([2.0 if i else 0.0 for i in range(40)], 2e-5, ["exploding gradients"]),
+    ([-0.03 * i if i < 20 else 0.0 for i in range(40)], 2e-5, ["exploding gradients"])])
+def test_one_batch_against_another_is_no_fall_and_no_rise(change, rate, found, tmp_path):
+    """Batches differ by a sixth: what the rules see is not the luck of the first and the last."""
+    (tmp_path / "config.yaml").write_text(f"model: m\nmethod: full\nlearning_rate: {rate}\nmax_grad_norm: 1.0\n"
+                                          f"data: [{tmp_path / 'gone.jsonl'}]\n")
+    for luck in range(10):
+        draw = random.Random(luck)
+        (tmp_path / "metrics.jsonl").write_text("".join(
+            json.dumps({"step": i + 1, "loss": 1.0 + c + draw.gauss(0, 0.15), "grad_norm": 1.0}) + "\n"
+            for i, c in enumerate(change)))
+        assert names(tmp_path) == found, luck
 
 
 def test_nearly_everything_is_masked(train, tmp_path):
