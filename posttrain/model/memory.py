@@ -45,7 +45,7 @@ class Memory:
         """Bytes held at most since `begin`, above what was held then."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - self.held
-        return max(0, _highest() - self.held)
+        return max(0, highest() - self.held)
 
 
 def give_back() -> None:
@@ -55,14 +55,15 @@ def give_back() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def _highest() -> int:
+def highest() -> int:
+    """Bytes that this process held at most, since a peak was last forgotten."""
     if STATUS.is_file():
         line = next(ln for ln in STATUS.read_text().splitlines() if ln.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     import resource
 
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return highest if sys.platform == "darwin" else highest * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def available(device: torch.device) -> int:

@@ -86,8 +86,8 @@ def test_what_is_no_config_is_refused(tmp_path, capsys):
 def test_70b_takes_seconds_and_less_than_a_gigabyte(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(BIG))
     # not getrusage: its highest memory begins with that of the process that started this one
-    code = ("import sys; from posttrain.app.cli import main; from posttrain.model.memory import _highest;"
-            "code = main(sys.argv[1:]); print(_highest(), file=sys.stderr); sys.exit(code)")
+    code = ("import sys; from posttrain.app.cli import main; from posttrain.model.memory import highest;"
+            "code = main(sys.argv[1:]); print(highest(), file=sys.stderr); sys.exit(code)")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code, "plan", str(tmp_path), "--method", "qlora", "--json"],
                           capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -103,25 +101,6 @@ def test_wrong_keys_from_python_are_shown_at_once():
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(UserError, match="this folder is no run"):
         Run(tmp_path)
-
-
-def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tiny_model, rows, tmp_path):
-    argv = ["sft", "--model", tiny_model, "--data", rows, "--method", "full", "--max_steps", "3000", "--batch_size",
-            "4", "--output_dir", tmp_path / "run"]
-    process = subprocess.Popen([sys.executable, "-m", "posttrain", *map(str, argv)], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    for _ in range(600):
-        if metrics.is_file() and metrics.read_text().count("\n") >= 3:
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert f"go on with: posttrain sft --output_dir {tmp_path / 'run'} --resume" in out and "Traceback" not in err
-    checkpoint = Run(tmp_path / "run").checkpoints[-1]
-    assert int(checkpoint.name) == len(Run(tmp_path / "run").metrics)
-    assert isinstance(load(checkpoint).chat("say red", max_new_tokens=4), str)
 
 
 def test_nothing_is_left_behind_by_a_run_that_never_began(tiny_model, tmp_path, capsys):

@@ -133,7 +133,7 @@ def test_json_is_all_that_stands_on_standard_output(sft, tmp_path, capsys):
 
 
 def test_plain_output_is_tens_of_lines(sft, capsys):
-    assert sft("--max_steps", 150, "--eval_split", 0.1, "--eval_steps", 2) == 0
+    assert sft("--max_steps", 150, "--eval_split", 0.02, "--eval_steps", 2) == 0
     out = capsys.readouterr().out
     assert 30 < len(out.splitlines()) < 120 and "\r" not in out and "\x1b" not in out
 

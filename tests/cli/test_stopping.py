@@ -6,26 +6,41 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
+import fresh
 import pytest
 
+import posttrain
 from posttrain.app.cli import main
 from posttrain.app.run import Run
 from posttrain.train import loop as training
 
 ACCUMULATE = training.accumulate
 
+pytestmark = pytest.mark.usefixtures("in_process_module")
+
+
+@pytest.fixture(scope="module")
+def argv(tiny_model, rows):
+    return ["sft", "--model", str(tiny_model), "--data", str(rows), "--method", "full", "--dtype", "float32",
+            "--max_steps", "6", "--batch_size", "8", "--learning_rate", "3e-3"]
+
 
 @pytest.fixture
-def sft(tiny_model, rows, tmp_path):
+def sft(argv, tmp_path):
     """Run `posttrain sft` in this process on the tiny pair -> exit code; flags are added to these."""
-    def run(*flags, folder=tmp_path / "run", steps=6) -> int:
-        return main(["sft", "--model", str(tiny_model), "--data", str(rows), "--method", "full", "--dtype", "float32",
-                     "--max_steps", str(steps), "--batch_size", "8", "--learning_rate", "3e-3",
-                     "--output_dir", str(folder), *flags])
+    def run(*flags, folder=tmp_path / "run") -> int:
+        return main([*argv, "--output_dir", str(folder), *flags])
     return run
+
+
+@pytest.fixture(scope="module")
+def whole(argv, tmp_path_factory, in_process_module):
+    """The folder of a run that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert main([*argv, "--output_dir", str(folder)]) == 0
+    return folder
 
 
 @pytest.fixture
@@ -45,9 +60,8 @@ def weights(folder) -> bytes:
     return (folder / "model" / "model.safetensors").read_bytes()
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_after_the_update_with_a_checkpoint(sft, during, tmp_path, capsys, number, code):
+def test_a_signal_ends_after_the_update_with_a_checkpoint(sft, whole, during, tmp_path, capsys, number, code):
     handler = signal.getsignal(number)
     during(3, number)
     assert sft() == code
@@ -62,11 +76,9 @@ def test_a_signal_ends_after_the_update_with_a_checkpoint(sft, during, tmp_path,
     during(99)
     assert main(["sft", "--output_dir", str(run), "--resume"]) == 0
     assert f"resumed from {run}/checkpoints/3 (update 3)" in capsys.readouterr().out
-    assert sft(folder=tmp_path / "whole") == 0
-    assert weights(run) == weights(tmp_path / "whole") and Run(run).ledger == Run(tmp_path / "whole").ledger
+    assert weights(run) == weights(whole) and Run(run).ledger == Run(whole).ledger
 
 
-@pytest.mark.usefixtures("in_process")
 def test_a_second_signal_stops_at_once(sft, during, tmp_path, capsys):
     during(3, signal.SIGINT, signal.SIGINT)
     assert sft("--save_steps", "2") == 130
@@ -80,13 +92,11 @@ def test_a_second_signal_stops_at_once(sft, during, tmp_path, capsys):
     assert main(["sft", "--output_dir", str(run.path), "--resume"]) == 0 and run.status["status"] == "finished"
 
 
-@pytest.mark.usefixtures("in_process")
 def test_a_signal_in_the_last_update_changes_nothing(sft, during, tmp_path):
     during(6, signal.SIGINT)
     assert sft() == 0 and Run(tmp_path / "run").status["status"] == "finished"
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_before_the_first_update_leaves_nothing(sft, tmp_path, capsys, monkeypatch, number, code):
     before = signal.getsignal(number)
@@ -95,9 +105,9 @@ def test_a_signal_before_the_first_update_leaves_nothing(sft, tmp_path, capsys, 
     assert capsys.readouterr().err == "\ninterrupted\n" and signal.getsignal(number) is before
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_while_the_model_is_written_keeps_what_was_learnt(sft, tmp_path, capsys, monkeypatch, number, code):
+def test_a_signal_while_the_model_is_written_keeps_what_was_learnt(sft, whole, tmp_path, capsys, monkeypatch, number,
+                                                                   code):
     with monkeypatch.context() as patch:
         patch.setattr("posttrain.train.session.export_model", lambda *given: signal.raise_signal(number))
         assert sft() == code
@@ -105,12 +115,10 @@ def test_a_signal_while_the_model_is_written_keeps_what_was_learnt(sft, tmp_path
     said = capsys.readouterr().out
     assert said.endswith(f"stopped at once; go on with: posttrain sft --output_dir {run.path} --resume\n")
     assert [p.name for p in run.checkpoints] == ["6"] and not run.model_path.exists()
-    assert main(["sft", "--output_dir", str(run.path), "--resume"]) == 0 and sft(folder=tmp_path / "whole") == 0
-    assert weights(run.path) == weights(tmp_path / "whole")
+    assert main(["sft", "--output_dir", str(run.path), "--resume"]) == 0 and weights(run.path) == weights(whole)
 
 
-@pytest.mark.usefixtures("in_process")
-def test_a_second_signal_stops_inside_a_save(sft, during, tmp_path, capsys, monkeypatch):
+def test_a_second_signal_stops_inside_a_save(sft, whole, during, tmp_path, capsys, monkeypatch):
     from posttrain.model import checkpoint
 
     real = checkpoint.save_file
@@ -128,26 +136,25 @@ def test_a_second_signal_stops_inside_a_save(sft, during, tmp_path, capsys, monk
     assert f"go on with: posttrain sft --output_dir {run} --resume" in capsys.readouterr().out
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["2"]
     during(99)
-    assert main(["sft", "--output_dir", str(run), "--resume"]) == 0 and sft(folder=tmp_path / "whole") == 0
-    assert weights(run) == weights(tmp_path / "whole")
+    assert main(["sft", "--output_dir", str(run), "--resume"]) == 0 and weights(run) == weights(whole)
 
 
 def test_ctrl_c_in_a_terminal(tiny_model, rows, tmp_path):
     """The signal goes to every process of the group, as a terminal sends it: the data worker must not mind."""
-    argv = ["sft", "--model", tiny_model, "--data", rows, "--max_steps", "1000", "--batch_size", "4", "--output_dir",
-            tmp_path / "run"]
-    process = subprocess.Popen([sys.executable, "-m", "posttrain", *map(str, argv)], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = fresh.start(fresh.posttrain, "sft", "--model", tiny_model, "--data", rows, "--max_steps", 3000,
+                          "--batch_size", 4, "--output_dir", tmp_path / "run", log=tmp_path / "log")
     metrics = tmp_path / "run" / "metrics.jsonl"
     until = time.monotonic() + 120
     while not (metrics.is_file() and metrics.read_text().count("\n")) and time.monotonic() < until:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, out + err
+    process.join(60)
+    out, err = ((tmp_path / name).read_text() for name in ("log.out", "log.err"))
+    assert process.exitcode == 130, out + err
     assert f"go on with: posttrain sft --output_dir {tmp_path / 'run'} --resume" in out
     run = Run(tmp_path / "run")
-    assert err == "" and int(run.checkpoints[-1].name) == len(run.metrics) < 1000
+    assert err == "" and int(run.checkpoints[-1].name) == len(run.metrics) < 3000
+    assert isinstance(posttrain.load(run.checkpoints[-1]).chat("say red", max_new_tokens=4), str)
 
 
 @pytest.fixture
@@ -170,8 +177,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.usefixtures("in_process")
-def test_no_space_left_in_a_save(sft, small_disk, capsys, tmp_path, monkeypatch):
+def test_no_space_left_in_a_save(sft, whole, small_disk, capsys, monkeypatch):
     """A checkpoint that does not fit leaves the one before it, and with more room the run goes on from there."""
     monkeypatch.setattr("posttrain.train.rehearsal.check_disk", lambda *given: 0)
     folder = small_disk(4000)  # three checkpoints of 1.3 MB, not four
@@ -185,11 +191,10 @@ def test_no_space_left_in_a_save(sft, small_disk, capsys, tmp_path, monkeypatch)
     for old in Run(folder).checkpoints[:-1]:
         shutil.rmtree(old)
     assert main(["sft", "--output_dir", str(folder), "--resume", "--save_total_limit", "1"]) == 0
-    assert sft(folder=tmp_path / "whole") == 0 and weights(folder) == weights(tmp_path / "whole")
+    assert weights(folder) == weights(whole)
 
 
-@pytest.mark.usefixtures("in_process")
-def test_a_disk_that_becomes_read_only(sft, small_disk, during, monkeypatch, capsys, tmp_path):
+def test_a_disk_that_becomes_read_only(sft, whole, small_disk, during, monkeypatch, capsys):
     folder = small_disk(9000)
 
     def accumulate(*given):
@@ -205,17 +210,15 @@ def test_a_disk_that_becomes_read_only(sft, small_disk, during, monkeypatch, cap
     assert "make it writable and go on with resume" in said and [p.name for p in Run(folder).checkpoints] == ["2"]
     subprocess.run(["mount", "-o", "remount,rw", folder.parent], check=True)
     assert main(["sft", "--output_dir", str(folder), "--resume"]) == 0
-    assert sft(folder=tmp_path / "whole") == 0 and weights(folder) == weights(tmp_path / "whole")
+    assert weights(folder) == weights(whole)
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(("kilobytes", "what"), [(12, "tokenizer"), (64, "model"), (-24, "model")])
-def test_no_space_left(sft, small_disk, capsys, tmp_path, monkeypatch, kilobytes, what):
+def test_no_space_left(sft, whole, small_disk, capsys, monkeypatch, kilobytes, what):
     """From the first file to the last one of the model folder: one clear error, and no half of a model."""
     monkeypatch.setattr("posttrain.train.rehearsal.check_disk", lambda *given: 0)  # it filled up after that look
     if kilobytes < 0:  # just less than the run needs: what does not fit is the tokenizer beside the weights
-        sft(folder=tmp_path / "whole")
-        used = sum(-(-p.stat().st_size // 4096) * 4 for p in (tmp_path / "whole").rglob("*")
+        used = sum(-(-p.stat().st_size // 4096) * 4 for p in whole.rglob("*")
                    if p.name != "report.html")  # which comes after the model
         kilobytes += used
     folder = small_disk(kilobytes)

@@ -17,14 +17,25 @@ from posttrain.train import conditions
 from posttrain.train.conditions import code_versions
 from posttrain.train.record import Record
 
-pytestmark = pytest.mark.usefixtures("in_process")
+pytestmark = pytest.mark.usefixtures("in_process_module")
 
 
-@pytest.fixture
-def data(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"instruction": f"q{i}", "output": f"a{i}"}) + "\n" for i in range(40)))
+ROWS = "".join(json.dumps({"instruction": f"q{i}", "output": f"a{i}"}) + "\n" for i in range(40))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    path.write_text(ROWS)
     return path
+
+
+@pytest.fixture(autouse=True)
+def data_as_before(data):
+    """What a test makes of the rows is taken back."""
+    yield
+    if data.read_text() != ROWS:
+        data.write_text(ROWS)
 
 
 @pytest.fixture
@@ -33,9 +44,16 @@ def asked(tiny_model, data, tmp_path):
             "save_steps": 1, "save_total_limit": 9, "output_dir": tmp_path / "run"}
 
 
+@pytest.fixture(scope="module")
+def trained(tiny_model, data, tmp_path_factory, in_process_module):
+    return posttrain.sft(model=tiny_model, data=str(data), max_steps=4, batch_size=8, dtype="float32", save_steps=1,
+                         save_total_limit=9, output_dir=tmp_path_factory.mktemp("trained") / "run")
+
+
 @pytest.fixture
-def run(asked):
-    return posttrain.sft(**asked)
+def run(trained, tmp_path):
+    """A copy of one run, to be changed."""
+    return Run(shutil.copytree(trained.path, tmp_path / "run"))
 
 
 def stop_at(run, step: int):

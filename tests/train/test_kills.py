@@ -7,35 +7,15 @@ source with a share, shuffling, three epochs, dropped rows and validation in bet
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import signal
 import time
 
+import fresh
 import pytest
-
-from posttrain.core import fault
 
 CLOCK = ("tokens_per_second", "seconds")
 WORDS = ("red", "green", "blue", "one", "two", "three", "cat", "dog", "bird", "sun", "moon", "sky")
-# One process that has imported everything and computed nothing; each run is forked from it, as if it had just started.
-FORK = multiprocessing.get_context("forkserver")
-PRELOADED = ["posttrain.train.session", "posttrain.app.sft", "peft", "transformers.models.qwen3.modeling_qwen3",
-             "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"]
-
-
-def command(argv: list[str], point: str, log: str) -> None:
-    """`posttrain ARGV` in this process, its output in a file, killed at a fault point if one is named."""
-    os.setpgrp()
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
-    os.environ["POSTTRAIN_FAULT"] = point
-    fault._passed.clear()
-    from posttrain.app.cli import main
-
-    raise SystemExit(main(argv))
 
 
 class Victim:
@@ -50,19 +30,16 @@ class Victim:
         held.write_text("".join(json.dumps(r) + "\n" for r in rows[96:112]))
         adapters = ["--lora_dropout", "0.2"]
         per_method = {"full": ["--dtype", "bfloat16"], "lora": ["--dtype", "float32", *adapters], "qlora": adapters}
-        self.folder, self.log = folder, str(folder / "log")
+        self.folder, self.log = folder, folder / "log"
         self.asked = ["sft", "--model", str(tiny), "--data", str(main), "--data", f"{replay}@0.2", "--eval_data",
                       str(held), "--eval_steps", "3", "--method", method, "--batch_size", "16",
                       "--num_train_epochs", "3", "--learning_rate", "3e-3", "--pack_tokens", "128", "--max_length",
                       "64", "--save_steps", "2", "--max_lost", "0.2", "--neftune_noise_alpha", "5", *per_method[method]]
-        self.starts = 0
 
     def start(self, name: str, point: str = "", resume: bool = False):
-        self.starts += 1
-        argv = [*self.asked, "--output_dir", str(self.folder / name), *["--resume"] * resume]
-        process = FORK.Process(target=command, args=(argv, point, self.log))
-        process.start()
-        return process
+        """The run in a process of its own, killed at a fault point if one is named."""
+        return fresh.start(fresh.posttrain, *self.asked, "--output_dir", self.folder / name, *["--resume"] * resume,
+                           log=self.log, POSTTRAIN_FAULT=point)
 
     def run(self, name: str, point: str = "", resume: bool = False) -> int:
         process = self.start(name, point, resume)
@@ -78,7 +55,7 @@ class Victim:
         self.same()
 
     def said(self) -> str:
-        return (self.folder / "log").read_text()
+        return fresh.said(self.log)
 
     def same(self) -> None:
         """Every file but those that hold the time: the model and the last checkpoint to the byte."""
@@ -97,8 +74,6 @@ class Victim:
 
 @pytest.fixture
 def victim(tmp_path, make_model):
-    FORK.set_forkserver_preload(PRELOADED)
-
     def make(method: str) -> Victim:
         return Victim(tmp_path, make_model("dropping", attention_dropout=0.1), method)
     return make
