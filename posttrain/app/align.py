@@ -25,9 +25,9 @@ SHARED = {"max_length": 128, "batch_size": 64}
 GENTLE = {"lora_r": 4, "lr_scheduler_type": "linear", **SHARED}
 STAGES: dict[str, dict[str, Any]] = {
     "reward": {"objective": "reward", "learning_rate": 1e-3, "lora_r": 16, "lr_scheduler_type": "constant", **SHARED},
-    "ppo": {"objective": "ppo", "learning_rate": 3.5e-4, "kl_coef": 0.3, "max_new_tokens": 48, "minibatches": 2,
-            "ppo_epochs": 2, "max_steps": 16, "early_stop_kl": 0.1, **GENTLE},
-    "dpo": {"objective": "dpo", "learning_rate": 1.8e-4, "beta": 0.2, "rpo_alpha": 2.0, **GENTLE},
+    "ppo": {"objective": "ppo", "learning_rate": 4e-4, "kl_coef": 0.5, "max_new_tokens": 48, "minibatches": 2,
+            "ppo_epochs": 2, "max_steps": 20, "early_stop_kl": 0.1, **GENTLE},
+    "dpo": {"objective": "dpo", "learning_rate": 1.5e-4, "beta": 0.2, "rpo_alpha": 4.0, **GENTLE},
 }
 NAMES = {"preferred": "answers as preferred", "exact_match": "answers exactly, the phrase aside",
          "reward": "score of the reward model", "kl": "KL to the SFT model, nats per answer"}

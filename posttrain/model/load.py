@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers.utils import logging as hf_logging
 
 from ..core.errors import UserError
 from ..core.seeds import seed_for
+from .memory import apart
 from .quantize import leave_files, need_bitsandbytes, nf4
 from .resolve import ModelRef, gives_scores
 
@@ -45,9 +47,10 @@ def load_causal(ref: ModelRef, *, dtype: torch.dtype, device: torch.device | str
                         expected="whole weights, or those of bitsandbytes in 4 bits",
                         fix="name the unquantized model")
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            ref.base, trust_remote_code=trust_remote_code, use_safetensors=True, low_cpu_mem_usage=True,
-            output_loading_info=True, ignore_mismatched_sizes=True, **how)
+        with apart() if four_bit else contextlib.nullcontext():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                ref.base, trust_remote_code=trust_remote_code, use_safetensors=True, low_cpu_mem_usage=True,
+                output_loading_info=True, ignore_mismatched_sizes=True, **how)
     except (OSError, SafetensorError) as e:
         raise _load_error(ref, e) from None
     except ValueError as e:

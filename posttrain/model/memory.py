@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import psutil
 import torch
 
 STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 GROUP = Path("/sys/fs/cgroup")  # a container's own limit
 
 
@@ -53,6 +55,24 @@ def give_back() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library has no such call
             ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Meanwhile glibc maps blocks of a MiB and more each on its own, and unmaps them when they are freed.
+
+    Weights that are read, turned into others and let go leave its heap full of holes otherwise: 0.8 GB when 0.6B is
+    packed in four bits. Afterwards blocks go to the heap again, as glibc has it in a process that has run for a while.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        if mallopt:
+            mallopt(M_MMAP_THRESHOLD, 32 << 20)
+            mallopt(M_TRIM_THRESHOLD, 64 << 20)
 
 
 def highest() -> int:
