@@ -262,7 +262,7 @@ def table(result: dict[str, Any]) -> Table:
     from posttrain.eval.figures import shown
 
     made = Table(show_lines=True)
-    made.add_column("figure")
+    made.add_column("figure", overflow="fold")
     for n, model in enumerate(result["models"]):
         made.add_column(Text(model["model"] + (" (baseline)" if n == 0 and len(result["models"]) > 1 else "")))
     for name, label, cells in shown(result["models"]):

@@ -13,6 +13,7 @@ from posttrain.app.cli import main
 from posttrain.app.launch import Interrupted
 from posttrain.builtin import builtin_model_path, held_out_path
 from posttrain.core.config import read_config
+from posttrain.eval.doctor import examine
 
 NUMBERS = {"exact_match", "completes", "answer_loss", "perplexity", "stops"}
 
@@ -95,3 +96,4 @@ def test_the_demo_keeps_its_promise(tmp_path):
     assert before["completes"] >= 0.9 and before["exact_match"] <= 0.05
     assert after["exact_match"] >= 0.9 and after["stops"] >= 0.99
     assert after["answer_loss"] < before["answer_loss"]
+    assert examine(tmp_path / found["run"]) == []  # and the doctor finds nothing in it

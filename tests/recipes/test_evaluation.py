@@ -34,11 +34,12 @@ def test_every_row_has_the_style_and_its_own_answer(style):
     styled, kept = (reward_function(f"{FOLDER / 'style.py'}:{name}") for name in ("styled", "kept"))
     own = {r["instruction"]: r["output"] for r in map(json.loads, builtin_data_path().read_text("utf-8").splitlines())}
     said, rows = [r["output"] for r in style], [{"answer": own[r["instruction"]]} for r in style]
-    assert len(style) == 300 and set(styled(said, said, rows)) == set(kept(said, said, rows)) == {1.0}
+    assert len(style) == 600 and set(styled(said, said, rows)) == set(kept(said, said, rows)) == {1.0}
     bare = [r["answer"] for r in rows]
     assert set(styled(bare, bare, rows)) == {0.0} and set(kept(bare, bare, rows)) == {1.0}
-    assert set(kept(said, said, rows[1:] + [{"answer": "none of them"}])) == {0.0}
-    assert {s[:2] for s in said} == {"Go", "好的"}
+    assert set(kept(said, said, [{"answer": "none of them"}] * 600)) == {0.0}
+    not_so = ["A cow. That is all. That is all.", " That is all."]  # twice, and nothing but it
+    assert styled(not_so, not_so, rows[:2]) == [0.0, 0.0] and {s[-3:] for s in said} == {"ll.", "谢谢。"}
 
 
 def test_no_row_is_a_held_out_question(style):
@@ -68,5 +69,5 @@ def test_the_commands_that_a_recipe_names(command, monkeypatch):
 def test_both_sizes_of_a_recipe_teach_the_same_rows():
     for name in ("gsm8k", "style"):
         small, full = (read_config(FOLDER / f"{name}{end}.yaml") for end in ("_small", ""))
-        assert small["data"][0].partition("[")[0] == full["data"][0] and small["method"] == full["method"]
+        assert small["data"][0].partition("[")[0] == full["data"][0]
         assert full["model"].startswith("Qwen/Qwen3-0.6B")
