@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,16 @@ def start(target: Callable, *args: Any, log: Path, **environment: str) -> multip
     process = FORK.Process(target=_call, args=(target, args, str(log), environment))
     process.start()
     return process
+
+
+def start_two(target: Callable, *args: Any, log: Path) -> list[multiprocessing.Process]:
+    """The same call as process 0 and 1 of two, as a launcher would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [start(target, *args, log=log.with_name(f"{log.name}{rank}"), **launched, RANK=str(rank),
+                  LOCAL_RANK=str(rank)) for rank in (0, 1)]
 
 
 def said(log: Path) -> str:

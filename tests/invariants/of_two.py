@@ -1,4 +1,4 @@
-"""What test_ranks.py computes alone and in two processes: run as `python of_two.py WORK`, once per process."""
+"""What test_ranks.py computes alone and in two processes: `main` is what each of two does."""
 
 from __future__ import annotations
 
@@ -128,11 +128,11 @@ def train(work: Path, name: str, **values) -> None:
         posttrain.sft(output_dir=work / name, **(asked | values if "resume" not in values else values))
 
 
-if __name__ == "__main__":
+def main(work: Path) -> None:
+    """All of it, in one of two processes."""
     torch.set_num_threads(1)
-    work = Path(sys.argv[1])
     ranks.begin("cpu")
-    end, ranks.end = ranks.end, lambda: None  # the runs share one meeting of the processes
+    ranks.end = lambda: None  # the runs share one meeting of the processes
     (work / f"found.{ranks.rank()}").write_text(json.dumps(everything()))
     for method in ("full", "lora"):
         train(work, f"two-{method}", method=method)

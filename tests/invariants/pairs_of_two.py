@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -35,7 +34,3 @@ def train(work: Path, name: str, folder: str) -> None:
         model=work / "model", data=work / ("labels.jsonl" if verb == "kto" else "ranked.jsonl"), method=method,
         max_steps=4, batch_size=7, max_length=48, pack_tokens=96, dtype="float32", learning_rate=1e-3, eval_split=0.2,
         output_dir=work / folder, console=Console(file=io.StringIO()))
-
-
-if __name__ == "__main__":
-    train(Path(sys.argv[1]), sys.argv[2], f"two-{sys.argv[2]}")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh
 import of_two
 import pytest
 import torch
@@ -21,17 +18,6 @@ from posttrain.model.checkpoint import load_checkpoint
 
 METHODS = ("full", "lora")
 CLOSE = {"float64": 1e-9, "float32": 1e-5}
-
-
-def start_two(argv: list[str]) -> list[subprocess.Popen]:
-    """The same command as process 0 and 1 of two, as a launcher would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    return [subprocess.Popen([sys.executable, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                             env={**os.environ, **launched, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank in (0, 1)]
 
 
 def cut_back(folder: Path, to: Path) -> None:
@@ -51,9 +37,10 @@ def work(tmp_path_factory, tiny_model, rows):
     for method in METHODS:
         of_two.train(work, f"alone-{method}", method=method)
         cut_back(work / f"alone-{method}", work / f"onto-two-{method}")
-    processes = start_two([of_two.__file__, str(work)])
-    said = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 7], said
+    processes = fresh.start_two(of_two.main, work, log=work / "log")
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 7], fresh.said(work / "log")
     for method in METHODS:
         cut_back(work / f"two-{method}", work / f"onto-one-{method}")
         of_two.train(work, f"onto-one-{method}", resume=True, allow_changes=True)

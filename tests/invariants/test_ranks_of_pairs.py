@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 
+import fresh
 import pairs_of_two
 import pytest
 from safetensors.torch import load_file
-from test_ranks import start_two
 
 from posttrain.app.run import Run
 
@@ -24,10 +24,11 @@ def work(tmp_path_factory, tiny_model):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", pairs_of_two.RUNS)
 def test_two_processes_learn_what_one_does(work, name):
-    processes = start_two([pairs_of_two.__file__, str(work), name])
+    processes = fresh.start_two(pairs_of_two.train, work, name, f"two-{name}", log=work / f"log-{name}-")
     pairs_of_two.train(work, name, f"alone-{name}")
-    said = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    for process in processes:
+        process.join(200)
+    assert [process.exitcode for process in processes] == [0, 0], fresh.said(work / f"log-{name}-")
     alone, two = Run(work / f"alone-{name}"), Run(work / f"two-{name}")
     assert two.ledger == alone.ledger
     for a, b in zip(alone.metrics, two.metrics, strict=True):

@@ -19,7 +19,7 @@ from posttrain.data.tokenizer import load_tokenizer
 from posttrain.model.resolve import resolve_model
 from posttrain.model.reward import open_scorer
 
-pytestmark = pytest.mark.usefixtures("in_process")
+pytestmark = pytest.mark.usefixtures("in_process_module")
 WORDS = ("red", "green", "blue", "one", "two", "three")
 ROWS = [{"prompt": f"say {a}", "chosen": f"{a} {b}.", "rejected": b} for a in WORDS for b in WORDS if a != b]
 
@@ -37,9 +37,9 @@ def train(model, pairs, folder, **values):
     return posttrain.reward(**(asked | values))
 
 
-@pytest.fixture(params=["lora", "full"])
-def run(request, tiny_model, pairs, tmp_path):
-    return train(tiny_model, pairs, tmp_path / "run", method=request.param)
+@pytest.fixture(scope="module", params=["lora", "full"])
+def run(request, tiny_model, pairs, tmp_path_factory, in_process_module):
+    return train(tiny_model, pairs, tmp_path_factory.mktemp(request.param) / "run", method=request.param)
 
 
 def sequences(run, count=6):

@@ -17,7 +17,7 @@ from posttrain.train.early_stopping import Best
 WORDS = ("red", "green", "blue", "one", "two", "three", "cat", "dog", "bird", "sun", "moon", "sky")
 CLOCK = ("tokens_per_second", "seconds")
 
-pytestmark = pytest.mark.usefixtures("in_process")
+pytestmark = pytest.mark.usefixtures("in_process_module")
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,24 @@ def files(tmp_path_factory):
     return folder / "rows.json", folder / "held.json"
 
 
+@pytest.fixture(scope="module")
+def asked(tiny_model, files):
+    return {"model": tiny_model, "data": files[0], "eval_data": files[1], "max_steps": 60, "batch_size": 12,
+            "dtype": "float32", "method": "full", "learning_rate": 3e-3, "lr_scheduler_type": "constant",
+            "warmup_steps": 1, "eval_steps": 2, "early_stopping_patience": 3}
+
+
+@pytest.fixture(scope="module")
+def whole(asked, tmp_path_factory, in_process_module):
+    """A run that stopped by itself, with all its checkpoints."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return posttrain.sft(**asked, save_steps=1, save_total_limit=99, output_dir=folder)
+
+
 @pytest.fixture
-def train(tiny_model, files, tmp_path):
+def train(asked, tmp_path):
     def run(name="run", **values) -> Run:
-        asked = {"model": tiny_model, "data": files[0], "eval_data": files[1], "max_steps": 60, "batch_size": 12,
-                 "dtype": "float32", "method": "full", "learning_rate": 3e-3, "lr_scheduler_type": "constant",
-                 "warmup_steps": 1, "eval_steps": 2, "early_stopping_patience": 3,
-                 "output_dir": tmp_path / name}
-        return posttrain.sft(**(asked | values))
+        return posttrain.sft(**(asked | {"output_dir": tmp_path / name} | values))
     return run
 
 
@@ -91,8 +101,7 @@ def cut_back(run: Run, step: int, folder) -> str:
     return str(folder)
 
 
-def test_a_resumed_run_stops_where_the_whole_run_stopped(train, tmp_path):
-    whole = train(save_steps=1, save_total_limit=99)
+def test_a_resumed_run_stops_where_the_whole_run_stopped(whole, tmp_path):
     best = whole.status["exported_step"]
     timeless = [{k: v for k, v in line.items() if k not in CLOCK} for line in whole.metrics]
     for step in (best - 1, best, best + 3):
@@ -101,17 +110,14 @@ def test_a_resumed_run_stops_where_the_whole_run_stopped(train, tmp_path):
         assert [{k: v for k, v in line.items() if k not in CLOCK} for line in again.metrics] == timeless
 
 
-def test_the_rhythm_of_validation_is_then_part_of_the_run(train, tmp_path):
-    whole = train(save_steps=3, save_total_limit=99)
+def test_the_rhythm_of_validation_is_then_part_of_the_run(whole, tmp_path):
     folder = cut_back(whole, 3, tmp_path / "cut")
     with pytest.raises(SettingsError, match="a resumed run keeps its settings") as e:
         posttrain.sft(output_dir=folder, resume=True, eval_steps=3)
     assert "where:    eval_steps" in str(e.value)
 
 
-def test_a_failed_export_loses_nothing(train, tmp_path, monkeypatch):
-    whole = train("whole")
-
+def test_a_failed_export_loses_nothing(whole, train, tmp_path, monkeypatch):
     def full(*_, **__):
         raise UserError("no space left on the disk")
 
