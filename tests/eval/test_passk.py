@@ -82,7 +82,7 @@ def test_programs_of_answers(problems, held):
 def test_the_verb(problems, held, tmp_path, monkeypatch, capsys):
     right = "```python\ndef half(x):\n    return x // 2\ndef add(a, b):\n    return a + b\n```"
     said = [Answer(right, [], True), Answer("no", [], True)]
-    monkeypatch.setattr("posttrain.eval.endpoint.Endpoint._call", lambda self, path, body=None: {"data": [{"id": "m"}]})
+    monkeypatch.setattr("posttrain.eval.endpoint.Endpoint._call", lambda self, path, *_, **how: {"data": [{"id": "m"}]})
     monkeypatch.setattr("posttrain.eval.endpoint.Endpoint.answers", lambda self, asked, **how: said * (len(asked) // 2))
     argv = ["eval", "http://a/v1", "--code", problems, "--allow_code_execution", "--samples", "2", "--k", "1,2",
             "--temperature", "0.8", "--output_dir", str(tmp_path / "out"), "--json"]
