@@ -54,7 +54,8 @@ def read_problems(path: str, limit: int | None = None) -> list[Problem]:
     source = open_source(path)
     problems = []
     for i in range(len(source) if limit is None else min(limit, len(source))):
-        problems.append(problem_of(source[i].values, source[i].origin))
+        raw = source[i]
+        problems.append(problem_of(raw.values, raw.origin))
     return problems
 
 

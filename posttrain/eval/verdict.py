@@ -16,8 +16,6 @@ from .measure import Measured, asked, figures, reference
 from .overlap import Overlap
 from .words import said
 
-DROPPED_MOST = 5  # reasons are counted; so many rows are named
-
 
 @dataclass(slots=True)
 class Verdict:

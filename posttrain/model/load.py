@@ -46,8 +46,9 @@ def load_causal(ref: ModelRef, *, dtype: torch.dtype, device: torch.device | str
         raise UserError("the base is quantized already, in another way", where=ref.base, found=packed,
                         expected="whole weights, or those of bitsandbytes in 4 bits",
                         fix="name the unquantized model")
+    packing = "quantization_config" in how
     try:
-        with apart() if four_bit else contextlib.nullcontext():
+        with apart() if packing else contextlib.nullcontext():
             model, found = AutoModelForCausalLM.from_pretrained(
                 ref.base, trust_remote_code=trust_remote_code, use_safetensors=True, low_cpu_mem_usage=True,
                 output_loading_info=True, ignore_mismatched_sizes=True, **how)
@@ -62,7 +63,7 @@ def load_causal(ref: ModelRef, *, dtype: torch.dtype, device: torch.device | str
         raise UserError("the model needs a package that is not installed", where=ref.base,
                         found=str(e).strip().split("\n")[0], fix="install it, or name the unquantized model") from None
     _check_complete(ref, found)
-    if "quantization_config" in how:
+    if packing:
         leave_files(model)
     return (model if "device_map" in how else model.to(device)).eval()
 

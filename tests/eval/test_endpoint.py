@@ -2,58 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from posttrain.core.errors import UserError
 from posttrain.eval.endpoint import Endpoint, is_endpoint
+from serving import JsonHandler, served
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     seen: list = []
     held = threading.Event()
 
-    def _send(self, value, code=200):
-        body = value if isinstance(value, bytes) else json.dumps(value).encode()
-        self.send_response(code)
-        self.end_headers()
-        self.wfile.write(body)
-
     def do_GET(self):
         if self.path.startswith("/nowhere"):
-            return self._send({"error": "no such path"}, 404)
-        return self._send({"data": [{"id": "first"}, {"id": "second"}]} if self.path == "/v1/models" else {"data": []})
+            return self.send({"error": "no such path"}, 404)
+        return self.send({"data": [{"id": "first"}, {"id": "second"}]} if self.path == "/v1/models" else {"data": []})
 
     def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = self.asked()
         self.seen.append((self.path, self.headers.get("Authorization"), asked))
         said = asked["messages"][-1]["content"]
         if said == "refuse":
-            return self._send({"error": "no such model"}, 404)
+            return self.send({"error": "no such model"}, 404)
         if said == "break":
-            return self._send({"choices": []})
+            return self.send({"choices": []})
         if said == "wait":
             self.held.wait(60)
         if said == "garble":
-            return self._send(b"<html>")
-        return self._send({"choices": [{"message": {"content": f" {said}! "},
+            return self.send(b"<html>")
+        return self.send({"choices": [{"message": {"content": f" {said}! "},
                                         "finish_reason": "length" if said == "long" else "stop"}]})
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture(scope="module")
 def url():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    Handler.held.set()
-    server.shutdown()
+    with served(Handler) as at:
+        yield at
+        Handler.held.set()
 
 
 def ask(endpoint, *texts):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 
 from posttrain.core.errors import UserError
 from posttrain.eval.graders import Judge, UnitTests
 from posttrain.eval.sandbox import Verdict, check
+from serving import JsonHandler, served
 
 HUMAN = {"prompt": "def half(x):\n    \"\"\" Half of x. \"\"\"\n", "entry_point": "half",
          "test": "def check(candidate):\n    assert candidate(5) == 2\n"}
@@ -42,33 +39,24 @@ def test_a_row_without_tests():
                             "  expected: prompt, test, entry_point (HumanEval), or text or prompt, test_list (MBPP)")
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     """A judge that rates an answer by its last word, and has none for another."""
 
     seen: list = []
 
     def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = self.asked()
         self.seen.append(asked)
         said = asked["messages"][-1]["content"].rpartition("=" * 40)[0].split("\n")[-2].split()[-1]
         if said == "refuse":
-            self.send_response(500)
-            return self.end_headers()
-        body = json.dumps({"choices": [{"message": {"content": f"Good. [[{said}]]"}, "finish_reason": "stop"}]})
-        self.send_response(200)
-        self.end_headers()
-        return self.wfile.write(body.encode())
-
-    def log_message(self, *args):
-        pass
+            return self.send(b"", 500)
+        return self.send({"choices": [{"message": {"content": f"Good. [[{said}]]"}, "finish_reason": "stop"}]})
 
 
 @pytest.fixture(scope="module")
 def url():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1#m"
-    server.shutdown()
+    with served(Handler) as at:
+        yield f"{at}/v1#m"
 
 
 def test_a_reply_without_a_rating_is_no_verdict(url):
