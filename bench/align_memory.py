@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from .measure import alone, machine, status_bytes, table
+from .measure import alone, as_posttrain, machine, status_bytes, table
 from .shapes import BUILD, ROOT, SHAPES, alpaca, model_folder
 
 MB = 10**6
@@ -94,7 +93,7 @@ def main() -> int:
     if a.child:
         print(json.dumps(child(a.child[0], a.pack_tokens, a.child[1])))
         return 0
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = as_posttrain()
     found = {}
     with alone(), tempfile.TemporaryDirectory() as folder:
         for kind in ("reward", *KINDS):

@@ -53,6 +53,12 @@ class Watch:
             "worker_mib": self.worker / MIB} | more))
 
 
+def as_posttrain() -> dict[str, str]:
+    """The environment of a process that `posttrain` started: its heap (core/process.py), this checkout, no network."""
+    root = str(Path(__file__).resolve().parent.parent)
+    return os.environ | {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0", "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Hold the machine-wide lock: no two benchmarks run at once."""

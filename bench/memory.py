@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from .measure import alone, machine, status_bytes, table
+from .measure import alone, as_posttrain, machine, status_bytes, table
 from .shapes import BUILD, ROOT, SHAPES, Shape, alpaca, model_folder
 
 MB = 10**6
@@ -53,7 +52,7 @@ def run_one(shape: Shape, method: str, recompute: bool, pack: int) -> dict:
     keys = {"model": str(model_folder(shape)), "data": str(rows_file(pack)), "method": method, "dtype": "bfloat16",
             "max_steps": 2, "max_length": ROW, "pack_tokens": pack, "batch_size": 1,
             "gradient_checkpointing": recompute, "learning_rate": 1e-4}
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = as_posttrain()
     measured = json.loads(subprocess.run([sys.executable, "-m", "bench.memory", "--child", json.dumps(keys)], cwd=ROOT,
                                          env=environment, check=True, stdout=subprocess.PIPE).stdout)
     command = [sys.executable, "-m", "posttrain", "plan", keys.pop("model"), "--json"]

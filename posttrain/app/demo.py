@@ -33,13 +33,14 @@ def main(command: Command) -> int:
         return align(command)
     from posttrain.app.assistant import load
     from posttrain.app.data import mask_of_first_row
-    from posttrain.app.launch import Interrupted, launch, run_folder
+    from posttrain.app.folder import check_free
+    from posttrain.app.launch import Interrupted, launch
     from posttrain.app.table import as_table, first_rows
 
     began = time.perf_counter()
     console = make_console(to_stderr=command.options["json"])
     settings = demo_settings(command)
-    run_folder(settings)  # one in use is refused before anything is computed
+    check_free(settings)  # one in use is refused before anything is computed
 
     heading(console, "the base model only continues text")
     base = load("builtin", settings)

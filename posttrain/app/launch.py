@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import time
@@ -15,22 +14,22 @@ from typing import Any
 
 from rich.console import Console
 
-from posttrain.app.narrate import judge_scores, tell_data, tell_how_to_go_on, tell_next, tell_pairs, tell_result
+from posttrain.app.folder import check_free, check_settings_kept, check_unused, held
+from posttrain.app.narrate import tell_data, tell_how_to_go_on, tell_next, tell_pairs, tell_result
 from posttrain.app.particulars import keep_end, keep_start
 from posttrain.app.progress import Progress
 from posttrain.app.reporters import Reporter, need, open_reporters
 from posttrain.app.resume import check_same_run
 from posttrain.app.run import Run
 from posttrain.app.runs import fresh_run
-from posttrain.app.stopping import handling, stop_now
+from posttrain.app.stopping import end_with_launcher, handling, stop_now
 from posttrain.core import ranks
 from posttrain.core.choices import choices
 from posttrain.core.config import Settings
 from posttrain.core.errors import SettingsError, UserError
 from posttrain.core.extras import need_extra
-
-# What a start that was killed may have made before it wrote its settings: in the way of nothing.
-BEGUN = {"tokenizer", "architecture.yaml", ".config.yaml.partial"}
+from posttrain.core.status import is_finished, read_status
+from posttrain.data.read import check_specs
 
 
 class Interrupted(Exception):
@@ -45,6 +44,10 @@ class Interrupted(Exception):
 def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
     """One whole run -> its Run; raises Interrupted where a signal ended it. `closing` prints the next commands."""
     began, notes = time.perf_counter(), []
+    if ranks.told_before():
+        raise SystemExit(2)
+    end_with_launcher()
+    check_specs(settings.data, settings.eval_data)
     if settings.processes > 1 and not ranks.launched():
         return _launch_processes(settings, console)
     if not ranks.first():
@@ -57,24 +60,28 @@ def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
     if ranks.restarts():
         note(f"a process of the run was lost: start {ranks.restarts() + 1}, from the last checkpoint")
     if settings.resume:
+        check_settings_kept(Path(settings.output_dir))
         settings = check_same_run(settings, note)
-        if (status := _status(settings)).get("status") == "finished":
-            note(f"this run is already finished (update {status['step']}): {settings.output_dir}")
+        status = read_status(Path(settings.output_dir), note)
+        if is_finished(Path(settings.output_dir)):
+            note(f"this run is already finished (update {status.get('step')}): {settings.output_dir}")
             return Run(settings.output_dir)
+        if status.get("status") == "finished":
+            note("the model of this finished run is gone: it is made again")
     _need_libraries(settings)
     score = None
     if settings.is_sampled:
         from posttrain.app.rewards import reward_function
 
         score = reward_function(settings.reward)
-    folder = run_folder(settings) if ranks.world() == 1 else _common_folder(settings)
-    settings, chosen = settle(settings, folder)
-    for key, value, why in chosen:
-        note(f"{key} = {value}: {why}")
-    from posttrain.data.loader import Loader
+    with held(settings) as place:
+        folder = place.path
+        settings, chosen = settle(settings, folder)
+        for key, value, why in chosen:
+            note(f"{key} = {value}: {why}")
+        from posttrain.data.loader import Loader
 
-    with Loader(settings) as loader, ranks.together():  # indexing and rendering go on in their own process from here
-        try:
+        with Loader(settings) as loader, ranks.together():  # it indexes and renders in its own process from here on
             ranks.begin(settings.device)
             with ranks.one_after_the_first():
                 settings = _keep_architecture(settings, folder)
@@ -83,34 +90,35 @@ def launch(settings: Settings, console: Console, closing: bool = True) -> Run:
             loader.tokenizer(spec)
             session = _open(settings, folder, ref, spec, loader, note, began, score)
             reporters = open_reporters(session.loop.settings, folder) if ranks.first() else []
-        except BaseException:
-            # nothing was trained: leave no folder that is in the way of the next try
-            if not settings.resume and ranks.first() and not ranks.restarts():
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-        tell_data(session, note, console)
-        keep_start(session, settings, notes)
-        status = _train(session, console, note, reporters)
-        run = Run(folder)
-        if status != "finished":
-            keep_end(session)
-            raise Interrupted(folder, tell_how_to_go_on(session, status, folder, note))
-        from posttrain.app.card import model_card
-
-        with _saying_how_to_go_on(session, note):
-            session.export(model_card(session.loop.settings, session))
-        judged = judge_scores(session) if settings.objective == "reward" else None
-        keep_end(session)
-        ranks.wait()
+            place.begun = True
+            tell_data(session, note, console)
+            keep_start(session, settings, notes)
+            judged = _to_the_end(session, console, note, reporters)
+            ranks.wait()
     ranks.end()
+    run = Run(folder)
     if not ranks.first():
         return run
     tell_result(run, session, note)
     if judged is not None:
-        tell_pairs(run, judged, note)
+        tell_pairs(judged, note)
     if closing:
         tell_next(console, run, settings, session.loop.loader.opened.sources)
     return run
+
+
+def _to_the_end(session, console: Console, note: Callable[[str], None], reporters: list[Reporter]):
+    """Train, write the model and close the record -> how a reward model judges the held-out pairs, else None."""
+    folder = session.record.folder
+    status = _train(session, console, note, reporters)
+    if status != "finished":
+        keep_end(session)
+        raise Interrupted(folder, tell_how_to_go_on(session, status, folder, note))
+    from posttrain.app.card import model_card
+
+    with _saying_how_to_go_on(session, note):
+        session.export(model_card(session.loop.settings, session))
+        return session.finish(partial(keep_end, session, judging=session.loop.settings.objective == "reward"))
 
 
 def _need_libraries(settings: Settings) -> None:
@@ -125,20 +133,21 @@ def _launch_processes(settings: Settings, console: Console) -> Run:
     """The run in processes of its own, of which the first one prints."""
     from posttrain.app.processes import run_processes
 
-    folder = run_folder(settings)
-    code = run_processes(settings, folder, console)
+    folder, fresh = Path(settings.output_dir or ""), settings.output_dir is None
+    if fresh:
+        folder = fresh_run(settings.objective)
+    elif settings.resume:
+        check_unused(folder)
+    else:
+        check_free(settings)
+    try:
+        code = run_processes(settings, folder, console)
+    finally:
+        if fresh and not any(folder.iterdir()):
+            folder.rmdir()
     if code:
         raise Interrupted(folder, code)
     return Run(folder)
-
-
-def _common_folder(settings: Settings) -> Path:
-    """The run's folder where several processes were started beside each other: all must name the same one."""
-    if settings.output_dir is None:
-        raise UserError("several processes need one run folder", where="output_dir", found="not set",
-                        fix="name it with --output_dir, or let --processes N start them")
-    folder = Path(settings.output_dir)
-    return run_folder(settings) if ranks.first() and not ranks.restarts() else folder
 
 
 def _open(settings, folder, ref, spec, loader, note, began, score):
@@ -154,30 +163,6 @@ def settle(settings: Settings, folder: Path) -> tuple[Settings, list[tuple[str, 
     chosen = choices(settings)
     filled = {key: value for key, value, _ in chosen} | {"output_dir": str(folder)}
     return settings.model_copy(update=filled), chosen
-
-
-def run_folder(settings: Settings) -> Path:
-    """The run's folder: a fresh name, or output_dir, which must not hold anything unless it is resumed."""
-    if settings.output_dir is None:
-        return fresh_run(settings.objective)
-    folder = Path(settings.output_dir)
-    if settings.resume:
-        return folder
-    if folder.is_dir() and {p.name for p in folder.iterdir()} <= BEGUN:
-        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
-    elif folder.exists():
-        is_run = (folder / "config.yaml").is_file()
-        raise UserError("the output folder is in use", where=str(folder),
-                        found="a run" if is_run else "a file" if folder.is_file() else "other files",
-                        fix=f"go on with `posttrain {settings.objective} --output_dir {quote(str(folder))} --resume`, "
-                            "or name another folder" if is_run else "name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _status(settings: Settings) -> dict[str, Any]:
-    path = Path(settings.output_dir or ".") / "run.json"
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def _tokenizer(settings: Settings, folder: Path, note: Callable[[str], None]):
@@ -224,8 +209,10 @@ def _keep_architecture(settings: Settings, folder: Path) -> Settings:
     if not Path(settings.architecture).is_file():
         raise UserError("the architecture file does not exist", where=settings.architecture,
                         fix="name a YAML file of config keys with model_config")
-    copied = shutil.copyfile(settings.architecture, folder / "architecture.yaml")
-    return settings.model_copy(update={"architecture": str(copied)})
+    copy = folder / "architecture.yaml"
+    if Path(settings.architecture).resolve() != copy.resolve():
+        shutil.copyfile(settings.architecture, copy)
+    return settings.model_copy(update={"architecture": str(copy)})
 
 
 def _settle_model(settings: Settings, ref, spec, note: Callable[[str], None]) -> Settings:

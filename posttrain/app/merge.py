@@ -15,6 +15,7 @@ from posttrain import __version__
 from posttrain.app.arguments import Command
 from posttrain.app.assistant import date_of
 from posttrain.app.screen import make_console, next_commands, print_json
+from posttrain.app.stopping import handling, stop_now
 from posttrain.core.config import Settings, read_config
 from posttrain.core.errors import UserError
 
@@ -28,7 +29,8 @@ def main(command: Command) -> int:
     def note(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    folder, found = merge(command.words[0], command.options["output"], command.settings, note)
+    with handling(stop_now):
+        folder, found = merge(command.words[0], command.options["output"], command.settings, note)
     if command.options["json"]:
         print_json({"model": str(folder), "checks": found})
     else:
@@ -46,11 +48,14 @@ def merge(name: str, output: str | None = None, settings: Settings | None = None
     measured too and told.
     """
     from posttrain.data.tokenizer import load_tokenizer
+    from posttrain.model.identity import read_base
     from posttrain.model.resolve import resolve_model
 
     settings = settings or Settings()
     ref = resolve_model(name)
     _need_adapter(ref)
+    if ref.adapter and read_base(ref) is None:
+        note(f"the base is not checked: {ref.adapter} has no base.json, which posttrain writes beside its adapters")
     folder = Path(output) if output else _beside(ref)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError("the output folder is in use", where=str(folder), fix="name another with --output")

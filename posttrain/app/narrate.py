@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -61,18 +60,10 @@ def tell_result(run: Run, session, note: Callable[[str], None]) -> None:
     note(f"model: {run.model_path}")
 
 
-def judge_scores(session) -> dict[str, Any]:
-    """How a trained reward model judges the held-out pairs of all processes."""
-    from posttrain.eval.preferences import judge_pairs
-
-    return judge_pairs(session.loop.models, session.loop.held)
-
-
-def tell_pairs(run: Run, report: dict[str, Any], note: Callable[[str], None]) -> None:
-    """That judgement in lines, and in reward.json."""
+def tell_pairs(report: dict[str, Any], note: Callable[[str], None]) -> None:
+    """How a trained reward model judges the held-out pairs, in lines."""
     from posttrain.eval.preferences import lines
 
-    (run.path / "reward.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     for line in lines(report) or ["held-out pairs: none; set eval_split or eval_data to see how often the better "
                                   "answer scores higher"]:
         note(line)

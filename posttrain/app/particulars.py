@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,21 @@ def keep_start(session: Any, settings: Settings, notes: list[str]) -> None:
         record.masks("".join(to_json_line(s, session.spec) + "\n" for s in head.examples))
 
 
-def keep_end(session: Any) -> None:
-    """At the end: the data as it was opened, its hashes, those of the base and of what was made; and the report."""
+def keep_end(session: Any, judging: bool = False) -> dict[str, Any] | None:
+    """At the end: the data as it was opened, its hashes, those of the base and of what was made; and the report.
+
+    `judging`: how the trained reward model judges the held-out pairs of all processes -> that, kept in reward.json.
+    """
+    from posttrain.eval.preferences import judge_pairs
     from posttrain.eval.report import write_report
     from posttrain.model.checkpoint import writing
 
+    judged = judge_pairs(session.loop.models, session.loop.held) if judging else None
     if not ranks.first():
-        return
+        return judged
+    if judged is not None:
+        with writing(session.record.folder / "reward.json"):
+            (session.record.folder / "reward.json").write_text(json.dumps(judged, indent=1) + "\n", "utf-8")
     loader = session.loop.loader
     sources = [{k: s[k] for k in ("spec", "rows", "format", "share", "held_out")} for s in loader.opened.sources]
     model = session.record.folder / "model"
@@ -37,6 +46,7 @@ def keep_end(session: Any) -> None:
                           model_sha256=_hashes(model))
     with writing(session.record.folder / "report.html"):
         write_report(session.record.folder)
+    return judged
 
 
 def _hashes(folder: Path) -> dict[str, str]:

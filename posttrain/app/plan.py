@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from posttrain.app.screen import make_console, print_json
 from posttrain.core.choices import choices
+from posttrain.core.errors import UserError
 
 # Share of a large matrix product's speed that a whole update is taken to reach: a rule of thumb, not measured.
 UTILISATION = 0.3
@@ -33,60 +35,75 @@ def make_plan(settings, *, has_data: bool, memory: float | None) -> dict[str, An
 
     from posttrain.model.device import choose_device, choose_dtype
     from posttrain.model.memory import available
+    from posttrain.train.objectives import make_objective
     from posttrain.train.plan import METHODS, Planner, told
     from posttrain.train.plan_ranks import spreads
+    from posttrain.train.rehearsal import checkpoints_kept, spare
 
     if memory is None:
         device, _ = choose_device(settings.device)
         dtype, free = choose_dtype(settings.dtype, device)[0], available(device)
     else:
+        if settings.device == "cpu":
+            raise UserError("a plan is for this machine's processor or for a GPU", where="--memory, --device cpu",
+                            fix="drop one of them")
         device, free = torch.device("cuda"), int(memory * 2**30)
         dtype = torch.bfloat16 if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    config = read_config_of(settings)
-    planner = Planner(config, settings, dtype, device.type == "cpu")
+    settings, config = read_config_of(settings)
     updates, tokens, most = _work(settings, has_data)
-    several = most is None or settings.pack_tokens == "auto" or most > settings.pack_tokens
+    planner = Planner(config, settings, dtype, device.type == "cpu", frozenset(make_objective(settings).needs), most)
     if settings.pack_tokens == "auto":
-        tokens_of = planner.largest_pack(settings.method, settings.gradient_checkpointing, several, free)
+        tokens_of = planner.largest_pack(settings.method, settings.gradient_checkpointing, spare(free))
         planner.settings = settings = settings.model_copy(update={"pack_tokens": tokens_of or settings.max_length})
-    pack = settings.pack_tokens if most is None else min(settings.pack_tokens, most)
-    methods = {m: {name: planner.sizes(m, pack, on, several) for name, on in
+    pack, recompute = settings.pack_tokens, settings.gradient_checkpointing
+    methods = {m: {name: planner.run_of(m, pack, on) for name, on in
                    (("plain", False), ("gradient_checkpointing", True))} for m in METHODS}
-    chosen = methods[settings.method]["gradient_checkpointing" if settings.gradient_checkpointing else "plain"]
+    chosen = methods[settings.method]["gradient_checkpointing" if recompute else "plain"]
     fits = chosen.peak <= free
-    change = None if fits else planner.change(several, free)
-    flops = planner.flops(settings.method, settings.gradient_checkpointing)
+    change = None if fits else planner.change(free)
+    flops = planner.flops(settings.method, recompute)
     checkpoint, model = planner.disk(settings.method, (config.get_text_config().dtype or dtype).itemsize)
-    kept = settings.save_total_limit + 1 if settings.save_steps else 1
+    kept = checkpoints_kept(settings, updates)
     return {
         "model": settings.model, "method": settings.method, "device": str(device),
         "dtype": str(dtype).removeprefix("torch."), "peak_bytes": chosen.peak, "parts": chosen.parts,
-        "available_bytes": free, "fits": fits, "pack_tokens": settings.pack_tokens, "planned_tokens": pack,
-        "gradient_checkpointing": settings.gradient_checkpointing, "traced": chosen.exact,
-        "largest_pack_tokens": planner.largest_pack(settings.method, settings.gradient_checkpointing, several, free),
+        "available_bytes": free, "fits": fits, "pack_tokens": pack, "planned_tokens": min(pack, most or pack),
+        "gradient_checkpointing": recompute, "traced": chosen.exact,
+        "largest_pack_tokens": planner.largest_pack(settings.method, recompute, free),
         "change": change, "fix": None if fits else told(change),
         "parameters": planner.total, "trained_parameters": planner.trained(settings.method),
         "methods": {m: {name: {"peak_bytes": s.peak, "parts": s.parts, "fits": s.peak <= free,
                                "trained_parameters": planner.trained(m)} for name, s in kinds.items()}
                     for m, kinds in methods.items()},
         "processes": {} if settings.processes == 1 else {m: [asdict(s) for s in rows] for m, rows in spreads(
-            planner, settings.processes, pack, settings.gradient_checkpointing).items()},
+            planner, settings.processes, pack, recompute).items()},
         "flops_per_token": flops, "updates": updates, "tokens": tokens,
         "seconds": round(flops * tokens / _speed(device, dtype)) if tokens and memory is None else None,
         "disk": {"checkpoint_bytes": checkpoint, "checkpoints": kept, "model_bytes": model,
-                 "bytes": checkpoint * kept + model},
+                 "bytes": checkpoint * kept + model,
+                 "free_bytes": shutil.disk_usage(Path.cwd()).free},
     }
 
 
 def read_config_of(settings):
-    """The transformers config behind MODEL: a folder or file with a config.json, a run, an adapter's base, a hub id."""
+    """(settings, transformers config) of MODEL: a folder or file with a config.json, a run, an adapter, a hub id.
+
+    An adapter is continued, so it says its own shape, and on which kind of base it stands.
+    """
+    from posttrain.model.adapters import continued_shape
+    from posttrain.model.identity import read_base
     from posttrain.model.load import config_of, quiet_transformers
     from posttrain.model.resolve import ModelRef, resolve_model
 
     quiet_transformers()
     path = Path(settings.model).expanduser()
     ref = ModelRef(str(path), str(path), "") if path.is_file() else resolve_model(settings.model)
-    return config_of(settings, ref, 0)
+    if ref.adapter and settings.adapts:
+        update = continued_shape(settings, ref.adapter)
+        if (known := read_base(ref)) and "method" not in settings.model_fields_set:
+            update["method"] = "qlora" if known.four_bit else "lora"
+        settings = settings.model_copy(update=update)
+    return settings, config_of(settings, ref, 0)
 
 
 def _work(settings, has_data: bool) -> tuple[int | None, int | None, int | None]:
@@ -129,6 +146,7 @@ def _print(console, found: dict[str, Any]) -> None:
     from rich.table import Column, Table
 
     from posttrain.model.memory import size
+    from posttrain.train.plan import MOST
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
@@ -147,8 +165,8 @@ def _print(console, found: dict[str, Any]) -> None:
     verdict = "fits" if found["fits"] else f"does not fit; {found['fix']}"
     recomputed = ", gradient_checkpointing" if found["gradient_checkpointing"] else ""
     say(f"{found['method']}{recomputed}: {size(found['peak_bytes'])} at most, {verdict}")
-    if found["largest_pack_tokens"]:
-        say(f"largest pack_tokens that fits: {found['largest_pack_tokens']:,}")
+    if largest := found["largest_pack_tokens"]:
+        say(f"largest pack_tokens that fits: {largest:,}" + (" (more gains nothing)" if largest >= MOST else ""))
     say(f"{found['trained_parameters']:,} parameters trained; {found['flops_per_token'] / 1e9:,.2f} GFLOP a token")
     if found["updates"]:
         tokens = f", about {found['tokens']:,} tokens" if found["tokens"] else ""
@@ -158,7 +176,7 @@ def _print(console, found: dict[str, Any]) -> None:
         _print_processes(console, found)
     disk = found["disk"]
     say(f"disk: {size(disk['bytes'])} ({disk['checkpoints']} × {size(disk['checkpoint_bytes'])} of checkpoints, "
-        f"{size(disk['model_bytes'])} for the model)")
+        f"{size(disk['model_bytes'])} for the model), {size(disk['free_bytes'])} free here")
 
 
 def _print_processes(console, found: dict[str, Any]) -> None:

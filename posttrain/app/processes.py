@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from rich.console import Console
 
 from posttrain.core.config import Settings
 from posttrain.core.errors import UserError
+from posttrain.core.status import is_finished
 
 PATIENCE = 300  # seconds that processes have for their update and checkpoint after a signal, before they are killed
 
@@ -36,8 +36,8 @@ def run_processes(settings: Settings, folder: Path, console: Console) -> int:
         keys.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "utf-8")
         patience = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(PATIENCE))
         argv = ["--standalone", "--nproc-per-node", str(settings.processes), "--max-restarts",
-                str(settings.max_restarts), "--shutdown-timeout", patience, "-m", "posttrain", settings.objective,
-                str(keys)]
+                str(settings.max_restarts), "--shutdown-timeout", patience, "--log-dir", temporary, "-m", "posttrain",
+                settings.objective, str(keys)]
         try:
             with _quiet(), _environment(settings), _output_of(console):
                 torchrun.run(torchrun.parse_args(argv))
@@ -45,7 +45,7 @@ def run_processes(settings: Settings, folder: Path, console: Console) -> int:
             for process in psutil.Process().children():  # there only where a second signal came: stop at once
                 if str(keys) in process.cmdline():
                     process.kill()
-            return 0 if _finished(folder) else 128 + e.sigval
+            return 0 if is_finished(folder) else 128 + e.sigval
         except ChildFailedError as e:
             return judge(e.failures, settings.objective, folder)
     return 0
@@ -68,11 +68,6 @@ def judge(failures, verb: str, folder: Path) -> int:
     return min(told)
 
 
-def _finished(folder: Path) -> bool:
-    path = folder / "run.json"
-    return path.is_file() and json.loads(path.read_text("utf-8")).get("status") == "finished"
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without torchrun's own log lines: what the processes say is enough."""
@@ -88,7 +83,7 @@ def _quiet() -> Iterator[None]:
 def _environment(settings: Settings) -> Iterator[None]:
     """Processor cores shared out among the processes, unless the user has decided."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    added = {"POSTTRAIN_LAUNCHER": "1"}
+    added = {"POSTTRAIN_LAUNCHER": str(os.getpid())}
     if "OMP_NUM_THREADS" not in os.environ:
         added["OMP_NUM_THREADS"] = str(max(1, cores // settings.processes))
     os.environ.update(added)

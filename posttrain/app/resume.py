@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.app.runs import resumable
+from posttrain.core.changes import FIXED, free_keys, key_changed, key_note
 from posttrain.core.config import Settings, make_settings, read_config
 from posttrain.core.errors import SettingsError, UserError
+from posttrain.core.status import is_finished
+from posttrain.model.resolve import list_checkpoints
 
-# What the result does not depend on (where and how it computes is compared as it turned out, with the checkpoint).
-FREE = frozenset({"output_dir", "resume", "allow_changes", "device", "threads", "pack_tokens", "gradient_checkpointing",
-                  "trust_remote_code", "max_lost", "save_steps", "save_total_limit", "eval_steps", "logging_steps",
-                  "report_to", "processes", "max_restarts"})
-# What a checkpoint fits to: another one of these is another model.
-FIXED = frozenset({"model", "model_config", "tokenizer", "chat_template", "objective", "method", "lora_r",
-                   "lora_target_modules", "use_dora"})
 # Chosen by the program at the first start where the user leaves it open: asked for again, it is what it was.
 CHOSEN = {"learning_rate": None, "pack_tokens": "auto", "template_date": None}
 NAMES_A_RUN = frozenset({"model", "model_config", "data"})
@@ -57,7 +53,8 @@ def check_same_run(settings: Settings, note: Callable[[str], None]) -> Settings:
     """Settings of a resumed run, with what was chosen at its start; an error where a key makes it another run.
 
     `allow_changes` lets a key change that breaks exactness, but none that the checkpoint's tensors depend on
-    (test_changes.py). Where there is no run yet, the settings of a new one.
+    (test_changes.py). Where there is no run yet, the settings of a new one. Where there is a checkpoint, that is what
+    decides, together with all else that changed since (train/restore.py): config.yaml may have been edited.
     """
     folder = Path(settings.output_dir)
     path = folder / "config.yaml"
@@ -71,19 +68,20 @@ def check_same_run(settings: Settings, note: Callable[[str], None]) -> Settings:
     settings = settings.model_copy(update=kept)
     before, now = (s.model_dump(by_alias=True) for s in (first, settings))
     changed = [key for key in now if now[key] != before[key] and key not in ("output_dir", "resume", "allow_changes")]
-    free = FREE - ({"eval_steps"} if settings.early_stopping_patience else set())  # it then decides where to stop
+    free, later = free_keys(settings), _goes_on(folder)
     allowed = free | (now.keys() - FIXED if settings.allow_changes else set())
-    if wrong := [key for key in changed if key not in allowed]:
-        raise SettingsError([UserError("a resumed run keeps its settings", where=key, found=str(now[key]),
-                                       expected=f"{before[key]}, as in {path}", fix=_way_out(key)) for key in wrong])
+    wrong = [key for key in changed if key not in allowed]
+    if wrong and not (later and FIXED.isdisjoint(wrong)):
+        raise SettingsError([key_changed(key, now[key], before[key], str(path)) for key in wrong])
     for key in changed:
-        note(f"{key} = {now[key]}: {before[key]} before" + ("" if key in free else "; no longer the run that it was"))
+        if key in free or not later:
+            note(key_note(key, now[key], before[key], key in free))
     return settings
 
 
-def _way_out(key: str) -> str:
-    new = f"drop {key}, or start a new run without resume"
-    return new if key in FIXED else f"{new}, or change it all the same with allow_changes"
+def _goes_on(folder: Path) -> bool:
+    """Whether there is a checkpoint from which the run will go on."""
+    return bool(list_checkpoints(folder / "checkpoints")) and not is_finished(folder)
 
 
 def _same_bytes(one: str, other: Path) -> bool:

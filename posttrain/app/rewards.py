@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +21,7 @@ def reward_function(spec: str | None) -> Score | None:
         raise UserError("nothing says what a good answer is", where="reward", expected=FORMS,
                         fix="set reward, for example --reward exact or --reward my_reward.py:score")
     if (checker := named_checker(spec)) is not None:
-        return checker
+        return _apart(spec) if spec.startswith("regex:") else checker
     if spec == "tests" or spec.partition(":")[0] == "judge":
         return _grader(spec)
     file, colon, name = spec.rpartition(":")
@@ -37,6 +35,13 @@ def reward_function(spec: str | None) -> Score | None:
 
     reward_ref(spec)  # what is no reward model is told before anything is loaded
     return None
+
+
+def _apart(spec: str) -> Score:
+    """The checker in a process of its own: one search may take years, and nothing in this process could end it."""
+    from posttrain.train.reward_process import FunctionProcess
+
+    return FunctionProcess(spec, module="posttrain.eval.checkers", name="named_checker", argument=spec)
 
 
 def _grader(spec: str) -> Score:
@@ -106,25 +111,17 @@ def ask_rewards(found, rewards: dict[str, Callable[[list], list[float | str]]]) 
 
 
 def load_function(path: Path, name: str) -> Score:
-    """The function `name` of a Python file, imported under a name of its own; its folder may hold what it imports."""
+    """The function `name` of a Python file, in a process of its own; the file's folder may hold what it imports."""
+    from posttrain.train.reward_process import FunctionProcess
+
     if not path.is_file():
         raise UserError("the file of the reward function does not exist", where=f"reward: {path}:{name}",
                         fix="name a Python file that defines score(prompts, answers, rows)")
-    spec = importlib.util.spec_from_file_location(f"posttrain_reward_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as e:  # a user's file: whatever it raises is told
-        if isinstance(e, KeyboardInterrupt):
-            raise
-        raise UserError("the file of the reward function cannot be imported", where=str(path),
-                        found=f"{type(e).__name__}: {e}", fix=f"mend it: python {path} shows the traceback") from e
-    finally:
-        sys.path.remove(str(path.parent.resolve()))
-    function = getattr(module, name, None)
-    if not callable(function):
-        there = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+    function = FunctionProcess(f"{path}:{name}", file=str(path), name=name)
+    if said := function.opened.get("failed"):
+        raise UserError("the file of the reward function cannot be imported", where=str(path), found=said,
+                        fix=f"mend it: python {path} shows the traceback")
+    if (there := function.opened.get("there")) is not None:
         raise UserError("the file has no such reward function", where=str(path),
                         found=", ".join(there) or "no function", expected=f"a function {name}(prompts, answers, rows)",
                         fix=f"--reward {path}:{there[0]}" if there else "define it")

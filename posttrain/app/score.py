@@ -72,13 +72,29 @@ class _Rows:
         settings = self.settings = command.settings
         opened = RewardModel(command.words[0], settings)
         self.scorer, self.renderer = opened.scorer, opened.renderer
-        self.renderer.max_length, self.renderer.overlong = settings.max_length, "cut"
+        self.renderer.max_length = min(settings.max_length, self.renderer.max_length)
+        self.renderer.overlong = "cut"
 
     def answers(self, prompt: str, answers: list[str]) -> list[float]:
-        """The score of each answer to a question."""
-        rows = [Row("conversation", "command line:1", messages=[
-            {"role": "user", "content": prompt}, {"role": "assistant", "content": a}]) for a in answers]
-        return [self._score(r, m)[2][0] for r, m in zip(rows, self.renderer.render(rows), strict=True)]
+        """The score of each answer to a question; one of nothing is scored as PPO scores it."""
+        return [self._answer([{"role": "user", "content": prompt}], answer) for answer in answers]
+
+    def _answer(self, asked: list[dict[str, Any]], answer: str) -> float:
+        from posttrain.train.rollout import lay
+
+        row = Row("conversation", "command line", messages=[*asked, {"role": "assistant", "content": answer}])
+        if not answer.strip():
+            (score,) = self.scorer([lay(self.renderer.prompt(asked), self.renderer.stop_ids[:1], True, row.origin)])
+            return round(score, 6)
+        (made,) = self.renderer.render([row])
+        if isinstance(made, RowError):
+            raise made
+        _, sequences, scores = self._score(row, made)
+        if not sequences:
+            raise UserError("the answer cannot be scored", where="command line", found=scores,
+                            expected=f"at most {self.renderer.max_length} tokens with the prompt",
+                            fix="shorten it, or raise max_length where the reward model reads longer texts")
+        return scores[0]
 
     def rows(self, limit: int | None) -> Iterator[tuple[Row, list, Any]]:
         """(row, its sequences, their scores) in file order; (row, [], why) where nothing can be scored."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Terminated(KeyboardInterrupt):
@@ -18,6 +23,19 @@ class Terminated(KeyboardInterrupt):
 def stop_now(number: int, frame: Any) -> None:
     """The handler that ends what is going on, with every clean-up on the way."""
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def end_with_launcher() -> None:
+    """Let the system kill this process once the launcher of `--processes` is gone, however it went; on Linux.
+
+    torchrun runs in the launcher itself, so that it is the parent.
+    """
+    launcher = os.environ.get("POSTTRAIN_LAUNCHER", "")
+    if not launcher or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != int(launcher):  # it went before the system knew
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager

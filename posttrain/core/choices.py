@@ -6,7 +6,6 @@ from typing import Any
 
 from .config import PACK_TOKENS, Settings, users_of
 from .objectives import FACTS, updates_per_batch
-from .reinforce_keys import COLLECTIONS_PER_CHECKPOINT
 
 
 def choices(settings: Settings) -> list[tuple[str, Any, str]]:
@@ -27,13 +26,25 @@ def choices(settings: Settings) -> list[tuple[str, Any, str]]:
                "the usual weight of the odds ratio beside the loss of the better answer" if settings.objective == "orpo"
                else "the usual one; lower lets the policy move further")
         made.append(("beta", 2.0 if simpo else 0.1, why))
-    if settings.is_sampled and settings.save_steps is None:
-        made.append(("save_steps", COLLECTIONS_PER_CHECKPOINT * updates_per_batch(settings),
-                     f"{COLLECTIONS_PER_CHECKPOINT} collections: a run that a guard stops has a good checkpoint"))
+    if settings.is_sampled and settings.max_steps:
+        per = updates_per_batch(settings)
+        collections = -(-settings.max_steps // per)
+        if settings.max_steps % per:
+            made.append(("max_steps", settings.max_steps,
+                         f"made in whole collections of {per} updates, so {collections * per} are made"))
+        if settings.save_steps is None:
+            made.append(saving(settings, collections))
     if "pack_tokens" not in settings.model_fields_set and settings.pack_tokens != PACK_TOKENS:
         made.append(("pack_tokens", settings.pack_tokens, f"{'twice ' * (facts.atom == 2)}max_length; the default of "
                                                           f"{PACK_TOKENS} is too small for it"))
     return made
+
+
+def saving(settings: Settings, collections: int) -> tuple[str, int, str]:
+    """`save_steps` of a run of so many collections that sets none: every tenth, in a short run each third of it."""
+    every = max(1, min(10, collections // 3))
+    return ("save_steps", every * updates_per_batch(settings),
+            f"every {every} of {collections} collections: a guard that stops the run after them leaves a checkpoint")
 
 
 def _short(rate: float) -> str:

@@ -226,6 +226,8 @@ class Settings(ReinforceKeys):
             raise ValueError(f"{', '.join(idle)}: nothing to adapt under method: full; drop, or set method: lora")
         if self.objective == "kto" and self.batch_size == 1:
             raise ValueError("kto holds each prompt against another row's answer: set batch_size to 2 or more")
+        if self.objective == "kto" and not self.desirable_weight and not self.undesirable_weight:
+            raise ValueError("desirable_weight and undesirable_weight are both 0, so nothing is learnt: raise one")
         if self._is_set("simpo_gamma") and self.loss_type != "simpo":
             raise ValueError(f"simpo_gamma changes nothing under loss_type: {self.loss_type}; drop it")
         if self.label_smoothing and self.loss_type not in ("sigmoid", "robust"):

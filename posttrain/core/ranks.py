@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 
 GO_ON = "go on with resume: the last checkpoint is good"
+TOLD = "posttrain-told"  # in the folder of a start: what ended it is no lost process
 _store = None  # the launcher's, common to all processes of this start
 _begun = False
 
@@ -130,6 +133,17 @@ def differs(value: int) -> bool:
     return high != -low
 
 
+def gathered(value: Any) -> list[Any]:
+    """Each process's value, in the order of their numbers."""
+    if world() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def wait() -> None:
     """Until every process has come here."""
     any_of(False)
@@ -187,15 +201,31 @@ def may_tell(error: BaseException) -> bool:
     """
     if world() == 1:
         return True
+    if told_before():
+        return False
     if isinstance(error, LostError) and os.environ.get("POSTTRAIN_LAUNCHER"):
         return False  # which one, and how it ended, the launcher knows and tells
     if isinstance(error, LostError):
         time.sleep(1)  # the process that has the cause to tell comes first
+    tells = True
     if _store is not None:
-        try:
-            return _store.add("posttrain/errors", 1) == 1
-        except RuntimeError:  # it lay in a process that is gone
-            return True
-    if not first():
+        with suppress(RuntimeError):  # it lay in a process that is gone
+            tells = _store.add("posttrain/errors", 1) == 1
+    elif not first():
         time.sleep(3)
-    return True
+    if not isinstance(error, LostError) and (start := _start_folder()):
+        (start / TOLD).touch()
+    return tells
+
+
+def told_before() -> bool:
+    """Whether an error ended an earlier start of these processes: it would end this one too, and is told already."""
+    start = _start_folder() if restarts() else None
+    return start is not None and any(path.parent != start for path in start.parent.glob(f"*/{TOLD}"))
+
+
+def _start_folder() -> Path | None:
+    """The folder that torchrun keeps for this start of its processes, beside those of earlier ones; None without it."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE", "") if launched() else ""
+    folder = Path(file).parent.parent  # …/attempt_0/RANK/error.json
+    return folder if file and folder.name == f"attempt_{restarts()}" and folder.is_dir() else None

@@ -7,11 +7,10 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from .key import key
-from .objectives import SAMPLED
+from .objectives import SAMPLED, updates_per_batch
 
 SHOWN = ("sft", "reward", "dpo", "kto", "orpo")  # objectives that learn from rows
 PPO, GRPO, CLIPPED = ("ppo",), ("grpo",), ("ppo", "grpo")
-COLLECTIONS_PER_CHECKPOINT = 10
 
 
 class ReinforceKeys(BaseModel):
@@ -64,4 +63,20 @@ def idle_beside_sampling(settings: Any, is_set) -> str:
         return f"allow_code_execution changes nothing with reward: {settings.reward}; drop it"
     if settings.kl_target and not settings.kl_coef:
         return "kl_target scales kl_coef, and 0 stays 0: set kl_coef above 0, or drop kl_target"
+    return _idle_in_a_collection(settings, is_set)
+
+
+def _idle_in_a_collection(settings: Any, is_set) -> str:
+    """The same of keys that the number of updates of a collection, or of collections, leaves without effect."""
+    per, steps = updates_per_batch(settings), settings.max_steps
+    if settings.minibatches > settings.batch_size:
+        return (f"minibatches ({settings.minibatches}) are more than the prompts of a collection ({settings.batch_size}"
+                "): lower minibatches, or raise batch_size")
+    for name in ("clip_range", "early_stop_kl"):
+        if per == 1 and is_set(name):
+            return (f"{name} changes nothing where a collection is one update: the ratio is always 1; drop it, or set "
+                    "minibatches above 1")
+    if steps and settings.critic_warmup >= (collections := -(-steps // per)):
+        return (f"critic_warmup ({settings.critic_warmup}) leaves the policy nothing to learn in: max_steps ({steps}) "
+                f"is {collections} collection{'s' * (collections > 1)} of {per} updates; lower it, or raise max_steps")
     return ""

@@ -122,7 +122,7 @@ class _Tally:
         self.places: tuple[array, array] = (array("q"), array("q"))  # source and row of each digest
         self.malformed: list[dict[str, Any]] = []
         self.groups: dict[str, Finding] = {}
-        self.compares = False  # rows that compare answers: one prompt may well stand in several
+        self.compares = False  # prompts apart from their answers: one may well stand in several rows
 
     def run(self, progress: Callable[[int], None]) -> None:
         """Every row of every source, 512 at a time."""
@@ -173,12 +173,12 @@ class _Tally:
                 self.fitting.append(outcome.rendered)
         messages = [{k: v for k, v in m.items() if k != "weight"} for m in row.messages]
         last = max((n for n, m in enumerate(messages) if m["role"] == "assistant"), default=0)
-        self.whole.append(_digest(row.text, row.tools, messages, row.answers))
-        self.asked.append(_digest(row.tools, messages if row.answers else messages[:last]) if messages
-                          else self.whole[-1])
+        alone = bool(row.answers) or row.kind == "prompt"
+        self.whole.append(_digest(row.text, row.tools, messages, row.answers, row.raw.get("answer")))
+        self.asked.append(_digest(row.tools, messages if alone else messages[:last]) if messages else self.whole[-1])
         self.places[0].append(s)
         self.places[1].append(i)
-        self.compares |= bool(row.answers)
+        self.compares |= alone
         answered = [m for answer in row.answers for m in answer]
         empty = {m["role"] for m in messages + answered if not m["content"].strip() and not m.get("tool_calls")}
         if "assistant" in empty:

@@ -168,7 +168,7 @@ def fit_columns(formats: Many[KnownFormat], columns: Many[str], overrides: dict[
         if set(overrides) <= set(allowed) and all(parts[part] for part in known.needs):
             parts = {part: column for part, column in parts.items() if column}
             named = bool(set(overrides) & set(known.needs))
-            name = "prompt/response" if named and "prompt" in parts else known.name
+            name = "prompt/response" if named and {"prompt", "response"} <= set(parts) else known.name
             return name, parts
     return None
 

@@ -13,15 +13,15 @@ from .weigh import BEYOND, Rendered
 
 
 def gather(row: Row, made: list[Rendered | RowError]) -> Rendered | RowError:
-    """A row from what its conversations became; a conversation or text is itself.
+    """A row from what its conversations became; a row without answers is itself.
 
     The prompt's ids are the same in every sequence, up to the first trained token
     (test_preferences.py::test_the_prompt_is_rendered_once). An answer equal to an earlier one is left out.
     """
-    if row.kind in ("conversation", "text"):
-        return made[0]
     if row.dropped:
         return Rendered([], row.dropped)
+    if not row.answers:
+        return made[0]
     if errors := [m for m in made if isinstance(m, RowError)]:
         return errors[0]
     total = sum(m.rendered for m in made)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..core.errors import UserError
+from ..core.process import with_caches
 from .batch import Batch, HeldRows, Opened
 from .judge import Head, check_lost
 
@@ -157,7 +158,7 @@ class Loader:
 def _start_worker() -> subprocess.Popen:
     """A process of its own group, so that Ctrl-C in a terminal reaches only the parent."""
     path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "TOKENIZERS_PARALLELISM": "true",
+    env = {**with_caches(dict(os.environ)), "PYTHONPATH": os.pathsep.join(path), "TOKENIZERS_PARALLELISM": "true",
            "OPENBLAS_NUM_THREADS": "1"}  # numpy only moves bytes there; its pool of threads would cost memory
     return subprocess.Popen([sys.executable, "-P", "-m", "posttrain.data.worker"], stdin=subprocess.PIPE,
                             stdout=subprocess.PIPE, env=env, process_group=0)

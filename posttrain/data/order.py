@@ -40,7 +40,11 @@ class Order:
                  shuffle: bool = True, epochs: float = 1.0, max_steps: int | None = None,
                  names: Many[str] | None = None):
         names = list(names or [f"source {i + 1}" for i in range(len(lengths))])
-        check_shares(lengths, shares, names)
+        for name, size in zip(names, lengths, strict=True):
+            if size == 0:
+                raise UserError("there are no rows to train on", where=name, found="0 rows",
+                                fix="name a file that holds rows, or drop it from data")
+        check_shares(shares, names)
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.main = [i for i, s in enumerate(shares) if s is None]
         self.shared = [i for i, s in enumerate(shares) if s is not None]
@@ -128,15 +132,11 @@ class HeldOut:
         return i + int(np.searchsorted(self._gaps, i, side="right"))
 
 
-def check_shares(lengths: Many[int], shares: Many[float | None], names: Many[str]) -> None:
-    """Stop where shares leave no epoch to count: every source shared, shares of 1 or more, or a source with no rows."""
+def check_shares(shares: Many[float | None], names: Many[str]) -> None:
+    """Stop where shares leave no epoch to count: every source shared, or shares of 1 or more."""
     asked = [(name, s) for name, s in zip(names, shares, strict=True) if s is not None]
-    for name, size in zip(names, lengths, strict=True):
-        if size == 0:
-            raise UserError("there are no rows to train on", where=name, found="0 rows",
-                            fix="name a file that holds rows, or drop it from data")
     shown = ", ".join(name for name, _ in asked)
-    if len(asked) == len(lengths):
+    if len(asked) == len(shares):
         which = "every data source asks" if len(asked) > 1 else "the only data source asks"
         raise UserError(f"{which} for a share, so nothing says how long an epoch is", where="data", found=shown,
                         expected="at least one source without @share",

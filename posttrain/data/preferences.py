@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ CONTEXTS_DIFFER = "contexts differ"
 TIE = "no answer is better"
 EQUAL = "equal answers"
 
+_VERDICTS = {"a": 0, "model_a": 0, "b": 1, "model_b": 1}
+_TIES = ("tie", "tie (bothbad)", "both", "neither", "both bad", "both_bad", "both good", "skip")
+
 PAIR_PARTS = {name: PARTS[name] for name in ("messages", "prompt", "input", "system", "history", "tools")} | {
     "chosen": "the better answer: text, a message, or messages",
     "rejected": "the worse answer",
-    "margin": "by how much the better answer is better: a number",
     "answers": "a list of answers, the best first unless `scores` ranks them",
     "scores": "a number per answer, higher is better",
     "a": "one answer", "b": "the other answer", "verdict": "which is better: a, b or tie",
@@ -30,48 +33,63 @@ PAIR_PARTS = {name: PARTS[name] for name in ("messages", "prompt", "input", "sys
 LABEL_PARTS = {name: PARTS[name] for name in ("messages", "prompt", "input", "response", "system", "history", "tools")
                } | {"label": "whether the answer is good: true or false", "chosen": PAIR_PARTS["chosen"],
                     "rejected": PAIR_PARTS["rejected"]}
-_SHARED = {"messages": ("conversations", "conversation", "messages"), "prompt": ("prompt", "instruction", "question"),
-           "input": ("input", "context"), "system": ("system", "system_prompt"), "history": ("history",),
-           "tools": ("tools",)}
+_TALK = {"messages": ("conversations", "conversation", "messages")}
+_ASKED = {"prompt": ("prompt", "instruction", "question"), "input": ("input", "context"),
+          "system": ("system", "system_prompt"), "history": ("history",), "tools": ("tools",)}
+_REST = {k: v for k, v in _ASKED.items() if k != "prompt"}
 _CHOSEN = {"chosen": ("chosen", "chosen_messages", "chosen_response"),
            "rejected": ("rejected", "rejected_messages", "rejected_response")}
-PAIRS = (
-    KnownFormat("preference pairs", _CHOSEN, {**_SHARED, "margin": ("margin",)}),
-    KnownFormat("votes", {"a": ("a", "answer_a", "response_a"), "b": ("b", "answer_b", "response_b"),
-                          "verdict": ("verdict", "winner")}, _SHARED),
-    KnownFormat("ranked answers", {"answers": ("answers", "responses", "completions", "output")},
-                {**_SHARED, "scores": ("scores",)}),
-)
-_PROMPTED = {"prompt": ("prompt", "instruction", "question"),
-             "response": ("completion", "response", "answer", "output")}
-_REST = {k: v for k, v in _SHARED.items() if k not in ("messages", "prompt")}
-LABELS = (
+_VOTE = {"a": ("a", "answer_a", "response_a", "conversation_a"), "b": ("b", "answer_b", "response_b", "conversation_b"),
+         "verdict": ("verdict", "winner")}
+
+
+def _known(name: str, needs: dict[str, tuple[str, ...]], **may: tuple[str, ...]) -> tuple[KnownFormat, ...]:
+    """Answers beside a conversation, beside a prompt, or alone: rows that have several are read by the first."""
+    return (KnownFormat(name, needs | _TALK, {k: _ASKED[k] for k in ("system", "tools")} | may),
+            KnownFormat(name, needs | {"prompt": _ASKED["prompt"]}, _REST | may),
+            KnownFormat(name, needs, {k: _ASKED[k] for k in ("system", "history", "tools")} | may))
+
+
+PAIRS, VOTES = _known("preference pairs", _CHOSEN), _known("votes", _VOTE)
+RANKINGS = _known("ranked answers", {"answers": ("answers", "responses", "completions", "output")}, scores=("scores",))
+LABELLED = (
     KnownFormat("labelled conversations", {"messages": ("messages", "conversations"), "label": ("label", "kto_tag")},
                 {k: _REST[k] for k in ("system", "tools")}),
-    KnownFormat("labelled answers", {**_PROMPTED, "label": ("label", "kto_tag")}, _REST),
-    KnownFormat("preference pairs", _CHOSEN, _SHARED),
+    KnownFormat("labelled answers", {"prompt": _ASKED["prompt"],
+                                     "response": ("completion", "response", "answer", "output"),
+                                     "label": ("label", "kto_tag")}, _REST),
 )
-_READERS = {"pair": (PAIRS, PAIR_PARTS), "label": (LABELS, LABEL_PARTS)}
+# By objective, then by kind of row: only a reward model's loss knows a margin.
+_READERS = {"reward": (_known("preference pairs", _CHOSEN, margin=("margin",)) + VOTES + RANKINGS,
+                       PAIR_PARTS | {"margin": "by how much the better answer is better: a number"}),
+            "pair": (PAIRS + VOTES + RANKINGS, PAIR_PARTS),
+            "label": (LABELLED + PAIRS, LABEL_PARTS)}
 
 
 def detect_for(objective: str, columns: Many[str], sample: Many[dict[str, Any]],
                overrides: dict[str, str] | None = None, ranked_pairs: str = "all") -> Format:
     """The format that these columns make for an objective; UserError if they make none that it reads."""
-    kind = next((k for k in _READERS if k in FACTS[objective].rows), None)
+    kind = next((k for k in (objective, *FACTS[objective].rows) if k in _READERS), None)
     if kind is None:
         return detect(columns, sample, overrides)
     known, parts = _READERS[kind]
     check_overrides(columns, overrides or {}, parts)
-    found = fit_columns(known, columns, overrides or {})
-    lists = found is None or "answers" not in found[1] or any(
-        isinstance(row.get(found[1]["answers"]), list) or str(row.get(found[1]["answers"])).startswith("[")
-        for row in sample)
-    if found is None or not lists:
+    if (found := fit_judged(known, columns, sample, overrides or {})) is None:
         _refuse_single(objective, columns, overrides or {})
         raise unknown_columns(columns, overrides or {}, known, parts)
     name, used = found
     unused = tuple(c for c in columns if c not in used.values())
-    return (Compared if kind == "pair" else Labelled)(name, used, unused, ranked_pairs == "best_worst")
+    return (Labelled if kind == "label" else Compared)(name, used, unused, ranked_pairs == "best_worst")
+
+
+def fit_judged(known: Many[KnownFormat], columns: Many[str], sample: Many[dict[str, Any]], overrides: dict[str, str]
+               ) -> tuple[str, dict[str, str]] | None:
+    """As `fit_columns`; a column of answers that is no list in any row is no ranking."""
+    found = fit_columns(known, columns, overrides)
+    column = found[1].get("answers") if found else None
+    if column and not any(isinstance(row.get(column), list) or str(row.get(column)).startswith("[") for row in sample):
+        return None
+    return found
 
 
 def _refuse_single(objective: str, columns: Many[str], overrides: dict[str, str]) -> None:
@@ -115,27 +133,44 @@ class Compared(Format):
         return row
 
     def _chosen(self, row: Row, raw: dict[str, Any]) -> None:
-        texts = [self._need(raw, part, row.origin) for part in ("chosen", "rejected")]
         margin = self._margin(raw, row.origin)
         row.facts = [{"rank": 1.0, "margin": margin}, {"rank": 0.0, "margin": 0.0}]
-        prompt = self._maybe(raw, "prompt")
-        if is_transcript(prompt) and all(isinstance(t, str) for t in texts):
-            texts = [f"{prompt.rstrip()} {t}" for t in texts]
-        if all(is_transcript(t) for t in texts):
+        self._two(row, raw, ("chosen", "rejected"))
+
+    def _two(self, row: Row, raw: dict[str, Any], parts: tuple[str, str]) -> None:
+        """Two answers, or two whole conversations, and what the other columns say before them."""
+        texts = self._continued(raw, [_parsed(self._need(raw, part, row.origin)) for part in parts])
+        if all(map(is_transcript, texts)):
             self._split(row, [read_transcript(t) for t in texts])
             row.messages = join_turns(row.messages)
-            return
-        texts = [json_value(t, "an answer", row.origin) if isinstance(t, str) and t[:2] in ("[{", '{"') else t
-                 for t in texts]
-        whole = [isinstance(t, list) and bool(t) and read_messages(t, row.origin)[0]["role"] != "assistant"
-                 for t in texts]
-        if all(whole):
+        elif all(isinstance(t, list) and t and read_messages(t, row.origin)[0]["role"] != "assistant" for t in texts):
             self._split(row, [read_messages(t, row.origin) for t in texts])
-            row.messages = self._with_system(raw, row.messages, row.origin)
         else:
             row.messages = self._context(raw, row.origin)
-            row.answers = [self._answer(t, part, row.origin)
-                           for t, part in zip(texts, ("chosen", "rejected"), strict=True)]
+            row.answers = [self._answer(t, part, row.origin) for t, part in zip(texts, parts, strict=True)]
+            return
+        joined = None if row.dropped else _joined(self._earlier(raw, texts, row.origin), row.messages, row.answers[0])
+        if joined is None:
+            row.dropped = CONTEXTS_DIFFER
+        else:
+            row.messages = _untrained(self._with_system(raw, joined, row.origin))
+
+    def _continued(self, raw: dict[str, Any], texts: list[Any]) -> list[Any]:
+        """Texts that go on where a prompt that is a transcript ends, as whole transcripts; all others as they are."""
+        prompt = self._maybe(raw, "prompt")
+        if not is_transcript(prompt) or not all(isinstance(t, str) for t in texts) or all(map(is_transcript, texts)):
+            return texts
+        glue = " " if read_transcript(prompt)[-1]["role"] == "assistant" else "\n\nAssistant: "
+        return [f"{prompt.rstrip()}{glue}{t}" for t in texts]
+
+    def _earlier(self, raw: dict[str, Any], texts: list[Any], origin: str) -> list[dict[str, Any]]:
+        """What the columns say before whole conversations; of a prompt that is empty, or begins them, no more."""
+        prompt = self._maybe(raw, "prompt")
+        begins = is_transcript(prompt) and all(isinstance(t, str) and t.lstrip().startswith(prompt.strip())
+                                               for t in texts)
+        if begins or ("prompt" in self.parts and not prompt):
+            return self._history(raw, origin)
+        return self._before(raw, origin)
 
     def _split(self, row: Row, talks: list[list[dict[str, Any]]]) -> None:
         """Two whole conversations into what they share and two answers, or `contexts differ`."""
@@ -148,16 +183,16 @@ class Compared(Format):
             row.dropped = CONTEXTS_DIFFER
 
     def _vote(self, row: Row, raw: dict[str, Any]) -> None:
-        row.messages = self._context(raw, row.origin)
-        answers = [self._answer(self._need(raw, part, row.origin), part, row.origin) for part in ("a", "b")]
+        self._two(row, raw, ("a", "b"))
+        row.facts = [{"rank": 1.0, "margin": 0.0}, {"rank": 0.0, "margin": 0.0}]
         verdict = str(self._need(raw, "verdict", row.origin)).strip().lower()
-        if verdict in ("tie", "both", "neither", "both bad", "both good", "skip"):
-            row.dropped = TIE
-        elif verdict not in ("a", "b"):
+        if verdict in _TIES:
+            row.dropped = row.dropped or TIE
+        elif verdict not in _VERDICTS:
             raise RowError("the verdict names no answer", where=row.origin, found=shown(raw[self.parts["verdict"]]),
                            expected="a, b or tie", fix=FIX)
-        row.answers = answers if verdict == "a" else answers[::-1]
-        row.facts = [{"rank": 1.0, "margin": 0.0}, {"rank": 0.0, "margin": 0.0}]
+        elif _VERDICTS[verdict] == 1:
+            row.answers.reverse()
 
     def _ranked(self, row: Row, raw: dict[str, Any]) -> None:
         row.messages = self._context(raw, row.origin)
@@ -180,13 +215,18 @@ class Compared(Format):
 
     def _context(self, raw: dict[str, Any], origin: str) -> list[dict[str, Any]]:
         """The messages before the answers, none of them trained."""
+        return _untrained(self._with_system(raw, self._before(raw, origin), origin))
+
+    def _before(self, raw: dict[str, Any], origin: str) -> list[dict[str, Any]]:
+        """The conversation, or history and prompt."""
         if "messages" in self.parts:
-            messages = read_messages(self._need(raw, "messages", origin), origin)
-        elif "prompt" in self.parts:
-            messages = self._asked(raw, origin)
-        else:
-            messages = []
-        return _untrained(self._with_system(raw, messages, origin))
+            return read_messages(self._need(raw, "messages", origin), origin)
+        prompt = self._maybe(raw, "prompt")
+        if "prompt" in self.parts and not is_transcript(prompt):
+            return self._asked(raw, origin)
+        turns = join_turns(read_transcript(prompt)) if prompt else []
+        open_end = bool(turns) and turns[-1] == {"role": "assistant", "content": ""}
+        return self._history(raw, origin) + turns[:len(turns) - open_end]
 
     def _answer(self, value: Any, part: str, origin: str) -> list[dict[str, Any]]:
         if isinstance(value, dict):
@@ -244,13 +284,48 @@ class Labelled(Compared):
 
 def conversations(row: Row) -> list[Row]:
     """The conversations that a row's answers make with its prompt, of which only the answer is trained; of a row that
-    is dropped none, and a conversation or text is itself."""
-    if row.kind not in _READERS:
-        return [row]
+    is dropped none, and one without answers is itself."""
     if row.dropped:
         return []
+    if not row.answers:
+        return [row]
     return [Row("conversation", row.origin, row.source, [*row.messages, *answer], row.tools) for answer in row.answers]
 
+
+def _parsed(value: Any) -> Any:
+    """Messages that stand as JSON in a text (CSV keeps them so); any other text is an answer as it stands."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        made = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    messages = made if isinstance(made, list) else [made]
+    return made if messages and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in messages) else value
+
+
+def _joined(before: list[dict[str, Any]], messages: list[dict[str, Any]], answer: list[dict[str, Any]]
+            ) -> list[dict[str, Any]] | None:
+    """`messages` behind those of `before` that they do not hold themselves; None where the two contradict each other.
+
+    A conversation may begin with what stands before it or with the end of that, have it as its last question, or go
+    on after its answer.
+    """
+    known, said = [_said(m) for m in before], [_said(m) for m in (*messages, *answer)]
+    if any(said[i:i + len(known)] == known for i in range(len(said))):
+        return messages
+    head = messages[:1] if messages and messages[0]["role"] == "system" else []
+    said = said[len(head):]
+    for new in range(1, len(known) + 1):
+        overlap = known[new:]
+        goes_on = overlap or known[0] != said[0]  # else it answers the same question in another way
+        if said[:len(overlap)] == overlap and known[new - 1]["role"] in ("assistant", "system") and goes_on:
+            return [*head, *before[:new], *messages[len(head):]]
+    return None
+
+
+def _said(message: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in message.items() if k != "weight"} | {"content": message["content"].strip()}
 
 
 def _untrained(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

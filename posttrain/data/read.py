@@ -22,6 +22,7 @@ from ..core.sequence import Row
 from .files import Blob, Part, is_data_file, sniff
 from .formats import Format, known_columns
 from .json_index import index_array, index_json, index_lines
+from .order import check_shares
 from .preferences import detect_for
 from .prompts import detect_prompts
 from .tables import CsvRows, ParquetRows, TextRows
@@ -70,6 +71,15 @@ def _number(text: str, value: str, kind: type, what: str, expected: str) -> Any:
     if number > 0 and (kind is int or number < 1):
         return number
     raise UserError(f"the data names {what} that has no meaning", where=text, found=repr(value), expected=expected)
+
+
+def check_specs(data: Many[str], eval_data: Many[str] = ()) -> None:
+    """UserError where the shares of `data` make no sense, or `eval_data` asks for one; nothing is opened for it."""
+    check_shares([parse_spec(text).share for text in data], data)
+    for text in eval_data:
+        if (share := parse_spec(text).share) is not None:
+            raise UserError("eval_data takes no share", where=text, found=f"@{share:g}",
+                            fix="drop it; PATH[#500] takes the first 500 rows")
 
 
 class Source:

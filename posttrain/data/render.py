@@ -8,8 +8,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..core.errors import RowError, UserError
-from ..core.sequence import Row
+from ..core.sequence import PROMPT, Row, Sequence
 from .encoder import Encoded, Encoder
 from .gather import gather
 from .preferences import conversations
@@ -17,7 +19,19 @@ from .proof import prove
 from .shapes import arrange, arrange_tools, as_text, left_out
 from .spans import Finder, Talk, Turn
 from .tokenizer import TokenizerSpec
-from .weigh import EMPTY_ANSWER, EMPTY_TEXT, NOTHING_TRAINED, Draft, Rendered, fit, lay, split_text, weigh
+from .weigh import (
+    EMPTY_ANSWER,
+    EMPTY_PROMPT,
+    EMPTY_TEXT,
+    NOTHING_TRAINED,
+    TOO_LONG,
+    Draft,
+    Rendered,
+    fit,
+    lay,
+    split_text,
+    weigh,
+)
 
 CACHED_TAILS = 4096
 
@@ -33,7 +47,7 @@ class Plan:
 
 
 class Renderer:
-    """Rows in, weighted sequences out, for one tokenizer and one set of settings.
+    """Rows in, weighted sequences out, for one tokenizer and one set of settings; of a prompt no token weighs anything.
 
     train_on: all | last | all_tokens; enable_thinking: the template's switch, strictly; None: the value in `spec`
     where it fits, else what the template and the data suggest, answer by answer; overlong: cut | drop | error.
@@ -83,10 +97,11 @@ class Renderer:
         return [gather(row, [next(made) for _ in of_row]) for row, of_row in zip(rows, talks, strict=True)]
 
     def _render(self, rows: list[Row]) -> list[Rendered | RowError]:
-        plans: list[Plan | RowError] = []
+        plans: list[Plan | Rendered | RowError] = []
         for row in rows:
             try:
-                plans.append(self._plan_text(row) if row.kind == "text" else self._plan(row))
+                plans.append(self._plan_text(row) if row.kind == "text" else
+                             self._asked(row) if row.kind == "prompt" else self._plan(row))
             except RowError as e:
                 plans.append(_at(e, row))
         self._encode([d for p in plans if isinstance(p, Plan) for d in p.drafts])
@@ -108,6 +123,16 @@ class Renderer:
         messages, tools = arrange(messages, self.spec.shape), arrange_tools(tools)
         encoder, mark = self.encoder.for_row([messages, tools])
         return Talk(messages, tools, encoder, mark, origin)
+
+    def _asked(self, row: Row) -> Rendered:
+        """The ids that generation is given, of which none weighs anything; a prompt too long or empty is dropped."""
+        ids = self.prompt(row.messages, row.tools)
+        asked = next((m.get("content") for m in reversed(row.messages) if m["role"] == "user"), "")
+        dropped = TOO_LONG if len(ids) > self.max_length else (
+            EMPTY_PROMPT if isinstance(asked, str) and not asked.strip() else None)
+        sequence = Sequence(np.asarray(ids, np.int32), np.zeros(len(ids), np.float32),
+                            np.full(len(ids), PROMPT, np.uint8), row.origin, row.source, row=row)
+        return Rendered([] if dropped else [sequence], dropped, len(ids))
 
     def _plan_text(self, row: Row) -> Plan:
         if not (row.text or "").strip():

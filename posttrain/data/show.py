@@ -116,17 +116,20 @@ def _badness(made: Rendered) -> dict[str, float]:
     none = float("-inf")
     length = sum(map(len, made.sequences))
     share = sum(s.trained for s in made.sequences) / length if length else 0.0
-    return {"longest": float(made.rendered), "least trained": -share if length else none,
+    asks = any(s.row is not None for s in made.sequences)  # a prompt trains nothing by itself
+    return {"longest": float(made.rendered), "least trained": -share if length and not asks else none,
             "most cut": float(made.cut) if made.cut else none}
 
 
 def summary(made: Rendered | RowError) -> str:
-    """One line on a row: how much of it is trained, or why none is."""
+    """One line on a row: how much of it is trained, or why none is; of a prompt its length."""
     if isinstance(made, RowError):
         return f"malformed: {made.message}" + (f" ({made.found})" if made.found else "")
     if made.dropped:
         return f"dropped: {made.dropped} ({made.rendered} tokens)"
     length, trained = sum(map(len, made.sequences)), sum(s.trained for s in made.sequences)
+    if any(s.row is not None for s in made.sequences):
+        return f"a prompt of {length} tokens, to be answered"
     parts = [f"{trained} of {length} tokens trained ({trained / length:.0%})"]
     if len(made.sequences) > 1:
         parts.append(f"{len(made.sequences)} sequences")

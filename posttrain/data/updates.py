@@ -14,7 +14,7 @@ from .batch import Batch, HeldRows, Opened, Outcome, settle
 from .judge import HEAD_ROWS, OVERLONG, Head, smallest_keeping
 from .order import HeldOut, Order
 from .preferences import conversations
-from .read import Source, open_sources
+from .read import Source, check_specs, open_sources
 from .thinking import choose_thinking
 
 EXAMPLES = 6  # first rows that a run keeps token by token for its report
@@ -31,14 +31,11 @@ class Updates:
 
     def __init__(self, settings: Any):
         self.settings = settings
+        check_specs(settings.data, settings.eval_data)
         # opened together, so that `columns` may name a column that only one of them has
         opened = open_sources([*settings.data, *settings.eval_data], columns=settings.columns,
                               objective=settings.objective, ranked_pairs=settings.ranked_pairs)
         self.sources, self.eval_sources = opened[:len(settings.data)], opened[len(settings.data):]
-        for source in self.eval_sources:
-            if source.share is not None:
-                raise UserError("eval_data takes no share", where=source.spec, found=f"@{source.share:g}",
-                                fix="drop it; PATH[#500] takes the first 500 rows")
         self.held = [HeldOut(len(s), settings.eval_split if s.share is None else 0.0, settings.seed, i)
                      for i, s in enumerate(self.sources)]
         if settings.eval_split and not any(len(h.rows) for h in self.held):

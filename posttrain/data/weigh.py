@@ -15,6 +15,7 @@ from .spans import Turn
 # Why a row is dropped; the ledger counts under these names.
 EMPTY_ANSWER = "empty answer"
 EMPTY_TEXT = "empty text"
+EMPTY_PROMPT = "empty prompt"
 NOTHING_TRAINED = "nothing to train"
 TOO_LONG = "longer than max_length"
 FIRST_TOO_LONG = "first exchange longer than max_length"

@@ -78,12 +78,8 @@ def _hash(work: Any, answers: queue.Queue) -> None:
 
 def _renderer_of(spec: Any, settings: Any):
     """A maker of renderers from the tokenizer's spec and the settings that rendering follows."""
-    from ..core.objectives import SAMPLED
-    from .prompts import PromptRenderer
     from .render import Renderer
 
-    if settings.objective in SAMPLED:
-        return partial(PromptRenderer, spec)
     return partial(Renderer, spec, train_on=settings.train_on, overlong=settings.overlong)
 
 

@@ -33,8 +33,11 @@ def run_page(folder: Path) -> str:
     """The page of a run."""
     run = Facts(folder)
     status = run.read("run.json")
+    state = status.get("status", "not begun")
+    if state == "exporting":  # this page is written before the last word of a run: that it is finished
+        state = "finished"
     lead = paragraph(f"{run.config.get('objective', 'sft')}, method {run.config.get('method')}, model "
-                     f"{run.config.get('model')}: {status.get('status', 'not begun')} at update "
+                     f"{run.config.get('model')}: {state} at update "
                      f"{status.get('step', 0)}.")
     judged = evaluations(run)
     figures = [part for part in judged if not part[0].startswith("Changed")]

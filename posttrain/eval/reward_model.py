@@ -29,7 +29,7 @@ class RewardModel:
         spec = load_tokenizer(ref.tokenizer, chat_template=settings.chat_template,
                               template_date=settings.template_date, trust_remote_code=settings.trust_remote_code)
         thinking = None if settings.enable_thinking == "auto" else settings.enable_thinking == "true"
-        room = getattr(self.scorer.model.config, "max_position_embeddings", None) or 1 << 20
+        room = self.scorer.room or getattr(self.scorer.model.config, "max_position_embeddings", None) or 1 << 20
         self.renderer = Renderer(spec, train_on="last", enable_thinking=thinking, max_length=room, overlong="drop")
 
     def talks(self, talks: list[list[dict[str, Any]]]) -> list[float | str]:

@@ -61,6 +61,12 @@ class Layout:
         if self.device.type == "cuda":
             self.cu_seqlens = torch.tensor(self.bounds, dtype=torch.int32, device=self.device)
 
+    def to(self, device: str) -> None:
+        """Lay it out here, and hold it there: a plan's device has no numbers to lay out."""
+        shapes, spread, back = self._laid
+        self.device = torch.device(device)
+        self._laid = (shapes, *(None if rows is None else rows.to(device) for rows in (spread, back)))
+
     @property
     def batches(self) -> list[tuple[int, int]]:
         return self._laid[0]

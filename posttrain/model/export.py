@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from .checkpoint import writing
+from .checkpoint import _flush_folder, flush, writing
 from .heads import PREFIX
 from .identity import write_base
 from .policy import Policy
@@ -29,7 +29,7 @@ def export_model(folder: Path, policy: Policy, masters: Masters, spec: Any, card
     names its base and knows its hash. A policy with a score head becomes a reward model: a folder or an adapter for
     sequence classification.
     `masters` make the trained weights by parameter name, one at a time: all of them in float32 would be the largest
-    thing in memory. Written beside and renamed, so a folder of this name is whole.
+    thing in memory. Written beside, flushed and renamed, so a folder of this name is whole.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     with writing(folder, partial):
@@ -45,9 +45,13 @@ def export_model(folder: Path, policy: Policy, masters: Masters, spec: Any, card
         else:
             generation_config(policy.model, spec).save_pretrained(partial)
         (partial / "README.md").write_text(card, "utf-8")
+        for path in partial.rglob("*"):
+            _flush_folder(path) if path.is_dir() else flush(path)
+        _flush_folder(partial)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
+        _flush_folder(folder.parent)
     return folder
 
 

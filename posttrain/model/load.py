@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
@@ -18,6 +19,8 @@ from .memory import apart
 from .quantize import leave_files, need_bitsandbytes, nf4
 from .resolve import ModelRef, gives_scores
 
+# What transformers raises of a config.json that it cannot read, or whose values do not fit each other.
+NO_CONFIG = (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError)
 FOUR_BIT = ("nf4", "fp4")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
@@ -72,7 +75,7 @@ def _packed_as(base: str, trust_remote_code: bool) -> str:
     """How the files hold quantized weights: nf4, fp4, 8-bit, or another tool's name; '' for whole ones."""
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError):  # what is wrong with it is said when the model is loaded
+    except NO_CONFIG:  # what is wrong with it is said when the model is loaded
         return ""
     how = getattr(config, "quantization_config", None) or {}
     how = how if isinstance(how, dict) else how.to_dict()
@@ -149,10 +152,11 @@ def config_of(settings, ref: ModelRef | None, vocab_size: int):
     if ref is not None:
         try:
             return AutoConfig.from_pretrained(ref.base, trust_remote_code=settings.trust_remote_code)
-        except (OSError, ValueError, KeyError) as e:
+        except NO_CONFIG as e:
             if "trust_remote_code" in str(e):
                 raise _own_code(ref) from None
-            raise UserError("no config of a model can be read here", where=ref.base, found=str(e).split("\n")[0],
+            raise UserError("no config of a model can be read here", where=ref.base,
+                            found=str(e).strip().split("\n")[0 if isinstance(e, OSError) else -1].strip(),
                             expected="a config.json with a model_type that transformers knows") from None
     config = read_architecture(settings.architecture)
     config["vocab_size"] = max(int(config.get("vocab_size", 0)), vocab_size)

@@ -19,6 +19,7 @@ from .load import check_weights, quiet_transformers
 from .resolve import ModelRef, gives_scores
 
 BATCH_TOKENS = 8192
+TABLES = ("position_embeddings", "wpe", "embed_positions", "positions_embed")  # as transformers calls them
 
 
 def check_classifier(config) -> None:
@@ -72,16 +73,26 @@ def pad_apart(folder: Path, spec: Any) -> None:
 
 @dataclass(slots=True)
 class Scorer:
-    """A loaded reward model: token ids in, one number out."""
+    """A loaded reward model: token ids in, one number out. `room` is how many it takes at most, None: any number."""
 
     model: torch.nn.Module
     device: torch.device
     dtype: torch.dtype
+    name: str
+    room: int | None
 
     @torch.no_grad()
     def __call__(self, sequences: Many[Sequence]) -> list[float]:
-        """The score of each sequence at its last token, whatever else is scored beside it: S sequences -> S numbers."""
+        """The score of each sequence at its last token, whatever else is scored beside it: S sequences -> S numbers.
+
+        A sequence longer than `room` is a UserError.
+        """
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+        if order and self.room is not None and len(longest := sequences[order[0]]) > self.room:
+            raise UserError("a text is longer than the reward model's positions", where=f"reward model: {self.name}",
+                            found=f"{len(longest)} tokens ({longest.origin})", expected=f"at most {self.room}",
+                            fix="set max_length and max_new_tokens so that prompt and answer fit, or take a reward "
+                                "model that reads longer texts")
         scores = [0.0] * len(sequences)
         while order:
             longest = len(sequences[order[0]])
@@ -103,6 +114,16 @@ class Scorer:
         last = hidden[torch.arange(len(lengths), device=self.device), ends]
         head = classifier.score
         return head(last.to(next(head.parameters()).dtype))[:, 0].float().tolist()
+
+
+def table_room(model: torch.nn.Module) -> int | None:
+    """How many tokens fit a model's table of positions; None where it has none (rotary or relative positions).
+
+    Where a row of the table is padding's (RoBERTa), positions begin after it.
+    """
+    rows = [m.num_embeddings - (0 if m.padding_idx is None else m.padding_idx + 1) for name, m in model.named_modules()
+            if isinstance(m, torch.nn.Embedding) and name.rpartition(".")[2] in TABLES]
+    return min(rows + [model.config.max_position_embeddings]) if rows else None
 
 
 def open_scorer(ref: ModelRef, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> Scorer:
@@ -132,4 +153,4 @@ def open_scorer(ref: ModelRef, *, dtype: str = "auto", device: str = "auto", tru
     elif missing := sorted(found["missing_keys"]):
         raise UserError("the reward model's files lack weights", where=ref.base, found=f"no {missing[0]}",
                         fix="fetch all of its files again")
-    return Scorer(model.to(where).eval(), where, kind)
+    return Scorer(model.to(where).eval(), where, kind, ref.name, table_room(model))

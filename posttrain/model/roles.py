@@ -81,10 +81,18 @@ def add_critic(model, seed: int) -> None:
 
 
 def without_dropout(model) -> None:
-    """Every dropout of the model at 0: what is sampled, what was, and what is trained are one distribution."""
+    """Every dropout of the model at 0: what is sampled, what was, and what is trained are one distribution.
+
+    A dropout is a module, or a rate that a module (or, at each forward, its config) holds by name, as in OPT, Llama and
+    Falcon; Mixtral's routers have a noise of training instead (test_roles.py::test_no_dropout_is_left).
+    """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        for owner in (module, getattr(module, "config", None)):
+            for name, value in list(getattr(owner, "__dict__", {}).items()):
+                if isinstance(value, float) and ("drop" in name or name == "jitter_noise"):
+                    setattr(owner, name, 0.0)
 
 
 def of_another_role(name: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ..core import ranks
 
@@ -24,13 +24,18 @@ def write_shards(folder: Path, files: dict[str, dict[str, torch.Tensor]]) -> Non
     All processes call it, on a folder that they all see and that is there.
     """
     import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
     from .checkpoint import flush
 
     ranks.wait()
     for stem, tensors in files.items():
-        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        try:
+            dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        except CheckpointException as e:  # in every process: what failed in any of them
+            raise next((cause for cause, _ in e.failures.values() if isinstance(cause, OSError | SafetensorError)),
+                       e) from None
         for path in folder.glob(f"shard-{ranks.rank() + 1:05d}-*.safetensors"):
             final = path.with_name(f"{stem}.{ranks.rank() + 1}-of-{ranks.world()}.safetensors")
             path.rename(final)

@@ -87,12 +87,13 @@ def group_advantages(scores_S: torch.Tensor, group: int, kind: str) -> torch.Ten
 
         grpo     (r − mean) / std of the group                      (Shao et al. 2024, eq. 3 ff.)
         dr_grpo   r − mean                                           (Liu et al. 2025: no division by std)
-        batch    (r − mean of the group) / std over the collection   (Hu et al. 2025)
+        batch    (r − mean) / std of all r − mean in the collection  (Hu et al. 2025, REINFORCE++-baseline)
         rloo      r − mean of the others                             (Ahmadian et al. 2024, eq. 8)
     A group whose scores are equal teaches nothing: all its advantages are 0. So is that of an answer without a score
     (NaN), and the others of its group are held against each other alone.
     """
     scores_GN = scores_S.view(len(scores_S) // group, group)
+    scores_GN = scores_GN - scores_GN.nanmedian(1, keepdim=True).values  # equals are exactly 0, whatever their mean is
     count_G1 = (~scores_GN.isnan()).sum(1, keepdim=True).to(scores_S.dtype)
     centred_GN = scores_GN - scores_GN.nanmean(1, keepdim=True)
     if kind == "rloo":
@@ -100,7 +101,7 @@ def group_advantages(scores_S: torch.Tensor, group: int, kind: str) -> torch.Ten
     elif kind == "grpo":
         centred_GN = centred_GN / ((centred_GN.square().nansum(1, keepdim=True) / count_G1).sqrt() + 1e-4)
     elif kind == "batch":
-        centred_GN = centred_GN / (moments(scores_S[~scores_S.isnan()])[2] ** 0.5 + 1e-4)
+        centred_GN = centred_GN / (moments(centred_GN[~centred_GN.isnan()])[2] ** 0.5 + 1e-4)
     return centred_GN.nan_to_num(0.0).flatten()
 
 

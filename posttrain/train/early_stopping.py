@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core import ranks
 from ..core.errors import UserError
 from ..model.checkpoint import load_checkpoint, verify
 from .optim import MasterAdamW
@@ -33,6 +35,17 @@ class Best:
         return better
 
 
+def still_there(best: Best, step: int, checkpoints: Path, note: Callable[[str], None]) -> Best:
+    """The best validation of a run that goes on at update `step`; a new beginning where its weights are lost."""
+    if best.loss is None or best.step == step:  # the checkpoint that was just restored
+        return best
+    wrong = verify(checkpoints / str(best.step)) if ranks.first() else ""
+    if not ranks.any_of(bool(wrong)):
+        return best
+    note(f"the checkpoint of the best update {best.step} is lost ({wrong}): the best is sought anew from here on")
+    return Best()
+
+
 def go_back(best: Best, step: int, checkpoints: Path, optimizer: MasterAdamW) -> int:
     """Put the weights of the best validation into the model, from its checkpoint -> the update that they are of."""
     if best.loss is None or best.step == step:
@@ -40,7 +53,7 @@ def go_back(best: Best, step: int, checkpoints: Path, optimizer: MasterAdamW) ->
     path = checkpoints / str(best.step)
     if wrong := verify(path):
         raise UserError("the checkpoint of the best update is damaged", where=str(path), found=wrong,
-                        fix="remove it and every later one, and start again with resume: it will be made anew")
+                        fix="go on with resume: the best is then sought anew from the last good checkpoint on")
     files, _ = load_checkpoint(path)
     optimizer.restore({name: files[name] for name in ("weights", "halves") if name in files}, optimizer.steps)
     return best.step

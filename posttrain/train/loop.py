@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -86,7 +87,7 @@ class Loop:
 
     def run(self) -> bool:
         """Updates from the state's step to the end, or an early one -> True, or False where it was asked to stop."""
-        self.settled = self.optimizer.steps
+        self.settled, self.state.objective = self.optimizer.steps, self.objective.state
         patience = self.settings.early_stopping_patience
         if self.held and self.state.step == 0:
             self.state.eval_loss_before = self.validate()["eval_loss"]
@@ -128,6 +129,7 @@ class Loop:
     def updates(self, batch: Batch, before: int) -> dict[str, Any]:
         """Every update of a batch after update `before` -> the last one's metrics; those of the others are told."""
         line: dict[str, Any] = {}
+        self.objective.state = deepcopy(self.state.objective)  # what a try that fails changes in it is forgotten
         atoms = self.objective.arrange(batch.atoms) if batch.atoms else []
         packs = share_packs(atoms, self.pack_tokens) if atoms else []
         for step, update in enumerate(self.objective.collect(packs, self.models) if packs else [[]], before + 1):
@@ -180,7 +182,9 @@ class Loop:
     def change_layout(self, change: dict[str, Any]) -> None:
         """Go on with other values of keys that change memory and not the result; checkpoints hold them."""
         self.settings = self.settings.model_copy(update=change)
-        self.pack_tokens = self.settings.pack_tokens
+        self.pack_tokens, self.objective.settings = self.settings.pack_tokens, self.settings
+        if hasattr(self.models.reward, "pack_tokens"):
+            self.models.reward.pack_tokens = self.pack_tokens
         self.held = self.hold(self.pack_tokens)
         self.facts["in_force"] = {key: getattr(self.settings, key) for key in KEYS}
         conditions = self.facts["conditions"]

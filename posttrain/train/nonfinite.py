@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -26,17 +27,19 @@ def blame(loop: Any, packs: list[Pack], step: int, loss: float, norm: float) -> 
 
     Each row of the update is run alone, forward and backward, with the weights as they were: the ones whose own loss
     or gradient is not finite are to blame; where none is, their sum overflows, and all of them are written down.
-    Several processes write down all rows of theirs: a forward of one alone would wait for the others.
+    Several processes run the same row, for all but the first an idle one: none waits for another (test_ranks.py).
     """
-    single = ranks.world() == 1
-    rows = [row for pack in packs if not pack.idle for row in atoms(pack)]
-    made = [(row, *_alone(loop, row, step)) if single else (row, loss, norm) for row in rows]
+    own = [row.to("cpu") for pack in packs if not pack.idle for row in atoms(pack)]
+    rows = [row for rows in ranks.gathered(own) for row in rows]
+    made = [(row, *_alone(loop, row, step)) for row in rows]
     loop.optimizer.begin(1)
     guilty = [m for m in made if not finite(*m[1:])]
-    path = loop.record.folder / (OFFENDING if single else f"offending_rows.{ranks.rank()}.jsonl")
-    with writing(path), path.open("w", encoding="utf-8") as file:
-        for row, row_loss, row_norm in guilty or made:
-            file.write(json.dumps(_line(loop, row, row_loss, row_norm, step), ensure_ascii=False) + "\n")
+    path = loop.record.folder / OFFENDING
+    if ranks.first():
+        with writing(path), path.open("w", encoding="utf-8") as file:
+            for row, row_loss, row_norm in guilty or made:
+                file.write(json.dumps(_line(loop, row, row_loss, row_norm, step), ensure_ascii=False) + "\n")
+    ranks.wait()  # whichever process tells it, the file is there
     origins = list(dict.fromkeys(o for row, *_ in guilty or made for o in row.origins))
     shown = ", ".join(origins[:8]) + (f" and {len(origins) - 8} more" if len(origins) > 8 else "")
     what = "the loss" if not finite(loss) else "the gradient"
@@ -44,7 +47,6 @@ def blame(loop: Any, packs: list[Pack], step: int, loss: float, norm: float) -> 
         found, fix = f"{len(guilty)} of its {len(made)} rows do it alone", _look(path, origins[0])
     else:
         found = "each of its rows does it alone" if guilty else "none of its rows does it alone"
-        found = found if single else "which rows do it is known only to a run of one process"
         fix = f"lower learning_rate, or set dtype: float32; the rows are in {path}"
     return UserError(f"{what} of update {step} is not finite; the weights are as before it", where=shown,
                      found=f"loss {loss}, gradient norm {norm}: {found}", fix=fix)
@@ -61,7 +63,9 @@ def _alone(loop: Any, row: Pack, step: int) -> tuple[float, float]:
     if not float(loop.objective.size(row)):
         return 0.0, 0.0
     loop.optimizer.begin(1)
+    row = row if ranks.first() else replace(row, idle=True)
     means = accumulate(loop.models, loop.objective, [row], loop.settings.seed, step)
+    loop.optimizer.sum_over_processes()
     return means["loss"], float(loop.optimizer.norm())
 
 

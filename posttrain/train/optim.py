@@ -35,6 +35,7 @@ class MasterAdamW:
         self.moments: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         self.steps = 0
         self._sums: list[torch.Tensor | None] = [None] * len(self.named)
+        self._kept: dict[int, torch.Tensor] = {}  # room of the sums, from one update to the next
         self._summing = False
         self._dry = ""  # in a rehearsal: whether the moments are "fresh" or "restored"
 
@@ -54,16 +55,22 @@ class MasterAdamW:
         def add(p: torch.nn.Parameter) -> None:
             if self._summing:
                 if self._sums[i] is None:
-                    self._sums[i] = p.grad.float()
+                    if i not in self._kept:
+                        self._kept[i] = torch.empty_like(p.data, dtype=torch.float32)
+                    self._sums[i] = self._kept[i].copy_(p.grad)
                 else:
                     self._sums[i].add_(p.grad)
                 p.grad = None
         return add
 
     def begin(self, packs: int) -> None:
-        """Forget the last gradient; `packs` backward passes follow."""
+        """Forget the last gradient; `packs` backward passes follow.
+
+        The sums' room is kept: taken anew between the tensors of a backward, it would hold them apart when they are
+        freed (docs/memory.md). Where it is there, an update of one pack uses it too, and holds no gradient beside it.
+        """
         self._sums = [None] * len(self.named)
-        self._summing = packs > 1
+        self._summing = packs > 1 or bool(self._kept)
         for _, p in self.named:
             p.grad = None
 
@@ -167,7 +174,7 @@ class MasterAdamW:
             if self.low[i] is not None and not self._dry:
                 split(master, part(i, a, b), flat(self.low, i, a, b))
                 leave_middles(flat(self.low, i, a, b))
-            if b == self.named[i][1].numel():  # its last piece: the gradient's memory is free for the next ones
+            if b == self.named[i][1].numel():  # its last piece
                 self.named[i][1].grad = self._sums[i] = None
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:

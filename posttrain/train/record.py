@@ -10,6 +10,7 @@ from typing import Any
 
 from ..core.config import Settings, dump_config
 from ..core.errors import UserError
+from ..core.status import read_status
 from ..data.ledger import Ledger
 from ..model.checkpoint import writing
 
@@ -93,8 +94,7 @@ class Record:
         self._write("run.json", json.dumps(self.read_status() | facts, indent=1, ensure_ascii=False) + "\n")
 
     def read_status(self) -> dict[str, Any]:
-        path = self.folder / "run.json"
-        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        return read_status(self.folder)
 
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
         with self._writing(name), (self.folder / name).open("a", encoding="utf-8") as file:

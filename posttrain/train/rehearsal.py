@@ -37,14 +37,14 @@ SURELY = 0.9  # a plan is within a tenth of what is measured (docs/memory.md): w
 FEW = 128  # tokens of the pack that makes the sums of gradients exist before the large one runs
 
 
-def settle_memory(settings: Settings, folder: Path, ref: ModelRef | None, objective: Objective, vocab_size: int,
-                  memory: Memory, note: Note) -> tuple[Settings, Planner]:
+def settle_memory(settings: Settings, checkpoint: Path | None, ref: ModelRef | None, objective: Objective,
+                  vocab_size: int, memory: Memory, note: Note) -> tuple[Settings, Planner]:
     """Settings with `pack_tokens` a number, and the arithmetic of the run's memory, before a weight is loaded.
 
     `auto` takes the most that four fifths of the free memory hold. Weights and optimizer that surely do not fit stop
     the run here: on CPU the system would end it without a word.
     """
-    if changed := in_force(settings, folder):
+    if changed := in_force(checkpoint):
         for key, value in changed.items():
             if getattr(settings, key) != value:
                 note(f"{key} = {str(value).lower()}: in force at the checkpoint, since memory had run out")
@@ -54,22 +54,27 @@ def settle_memory(settings: Settings, folder: Path, ref: ModelRef | None, object
                       objective.needs)
     free = available(memory.device)
     if settings.pack_tokens == "auto":
-        most = planner.largest_pack(settings.method, settings.gradient_checkpointing, True, free * 4 // 5)
+        most = planner.largest_pack(settings.method, settings.gradient_checkpointing, spare(free))
         tokens = -int(ranks.largest([-(most or settings.longest)])[0])  # the least that any process has room for
         note(f"pack_tokens = {tokens}: the most, of at most {MOST:,}, that is planned within four fifths of "
              f"{size(free)} free")
         planner.settings = settings = settings.model_copy(update={"pack_tokens": tokens})
     if ranks.world() == 1 and planner.least(settings.method) > free:
-        raise impossible(planner, settings.longest, True, free, planner.least(settings.method))
+        raise impossible(planner, free, planner.least(settings.method))
     return settings, planner
 
 
-def impossible(planner: Planner, tokens: int, several: bool, free: int, needed: int) -> UserError:
+def spare(free: int) -> int:
+    """Of so many free bytes those that `pack_tokens: auto` plans with."""
+    return free * 4 // 5
+
+
+def impossible(planner: Planner, free: int, needed: int) -> UserError:
     """The error of a run that does not fit, with the smallest change that would make it fit."""
     settings, where = planner.settings, "this machine" if planner.cpu else "the GPU"
     return UserError(f"the run does not fit in the memory of {where}", where=f"method: {settings.method}, pack_tokens: "
                      f"{settings.pack_tokens}", found=f"{size(needed)} planned, {size(free)} free",
-                     fix=told(planner.change(several, free)))
+                     fix=told(planner.change(free)))
 
 
 def hold_rehearsal(loop: Loop, policy: Policy, head: Head, memory: Memory, planner: Planner, chosen: bool,
@@ -79,18 +84,22 @@ def hold_rehearsal(loop: Loop, policy: Policy, head: Head, memory: Memory, plann
     Where the program has `chosen` pack_tokens, it takes less until the rehearsal fits.
     """
     settings, left = loop.settings, loop.total - loop.state.step
-    shipped = sum(p.numel() for p in policy.model.parameters() if p.requires_grad) * policy.stored.itemsize
+    wide = 4 if settings.adapts else policy.stored.itemsize  # adapters are shipped in float32
+    shipped = sum(p.numel() for p in policy.model.parameters() if p.requires_grad) * wide
     check_disk(loop.record.folder, loop.optimizer, shipped, settings, left)
     while True:
         began = time.perf_counter()
+        planner.settings = loop.settings
         tokens, several = largest_pack(loop.settings.pack_tokens, head, loop.loader.total)
+        if len(head.updates) >= loop.loader.total and not settings.is_sampled:
+            planner.most = max(head.updates, default=None)
         if settings.is_sampled:  # what will be sampled is not known yet: every answer as long as it may be
             answers = -(-settings.batch_size * loop.objective.group // settings.minibatches)
             tokens, several = min(loop.settings.pack_tokens, answers * settings.longest), True
         planned = planner.sizes(settings.method, tokens, loop.settings.gradient_checkpointing, several)
         free = available(memory.device) + memory.now()
         if ranks.world() == 1 and planned.exact and planned.peak * SURELY > free:
-            raise impossible(planner, tokens, several, free, planned.peak)
+            raise impossible(planner, free, planned.peak)
         try:
             rehearse(loop.models, loop.objective, loop.optimizer, tokens, settings.longest, several=several,
                      validates=bool(loop.held))
@@ -165,6 +174,22 @@ def largest_pack(pack_tokens: int, head: Head, updates: int) -> tuple[int, bool]
     return pack_tokens, float(sizes.mean() + 4 * sizes.std()) > pack_tokens  # beyond: one update in 30,000
 
 
+def checkpoints_kept(settings: Settings, updates: int | None) -> int:
+    """Most checkpoints that lie on the disk at once in a run of so many updates (None: more than are kept).
+
+    Those of `save_steps`, the one being written, and with early stopping the best; one at least, for Ctrl-C.
+    """
+    if not settings.save_steps and not settings.early_stopping_patience:
+        return 1
+    most = settings.save_total_limit + (2 if settings.early_stopping_patience else 1)
+    if updates is None:
+        return most
+    written = updates // settings.save_steps if settings.save_steps else 0
+    if settings.early_stopping_patience:
+        written += updates // settings.eval_steps if settings.eval_steps else math.ceil(settings.num_train_epochs)
+    return max(1, min(most, written))
+
+
 def check_disk(folder: Path, optimizer: MasterAdamW, model_bytes: int, settings: Settings, updates: int) -> int:
     """Bytes of one checkpoint; a UserError where the disk cannot hold what the run will write to it.
 
@@ -174,11 +199,8 @@ def check_disk(folder: Path, optimizer: MasterAdamW, model_bytes: int, settings:
     one = sum(t.numel() * t.element_size() for tensors in optimizer.tensors().values() for t in tensors.values())
     one += 0 if optimizer.moments[0] else 8 * sum(p.numel() for _, p in optimizer.named)
     there = len(list_checkpoints(folder / "checkpoints"))
-    written, more = updates // settings.save_steps if settings.save_steps else 0, 1
-    if settings.early_stopping_patience:
-        written += updates // settings.eval_steps if settings.eval_steps else math.ceil(settings.num_train_epochs)
-        more = 2
-    most = max(1, min(settings.save_total_limit + more, written) - there)
+    more = 2 if settings.early_stopping_patience else 1
+    most = max(1, checkpoints_kept(settings, updates) - there)
     free = shutil.disk_usage(folder).free
     if one * most + model_bytes <= free:
         return one

@@ -37,6 +37,7 @@ class Reinforce(Objective):
     rows = frozenset({"prompt"})
     group = 1  # answers to each prompt
     together = 1  # answers that share a pack
+    normalizes = False  # scores to their running mean and deviation, before the penalty is taken
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -103,7 +104,7 @@ class Reinforce(Objective):
     def _judge(self, answers: list[Answer], models: Models) -> list[float]:
         """The scores as the reward gave them; what is learnt from goes into each sequence's facts.
 
-        An answer without a verdict (NaN) stands where the mean is.
+        An answer without a verdict (NaN) stands where the mean is. The penalty is in the units of what is learnt from.
         """
         began = time.perf_counter()
         scores = models.reward(answers) if answers else []
@@ -117,7 +118,7 @@ class Reinforce(Objective):
         spread = max((squares / whole) ** 0.5, 1e-4)
         for answer, score in zip(answers, scores, strict=True):
             score = mean if math.isnan(score) else score
-            learnt = (score - mean) / spread if self.settings.normalize_reward else score
+            learnt = (score - mean) / spread if self.normalizes else score
             learnt -= 0.0 if answer.stopped else self.settings.missing_eos_penalty
             answer.sequence.facts = {"score": learnt}
         return scores
@@ -185,17 +186,19 @@ class Reinforce(Objective):
 
     # -- what is told
     def _tell(self, answers: list[Answer], scores: list[float], packs: list[Pack]) -> None:
-        old, reference, entropy = (flat([p.columns[n][p.weights_T != 0] for p in packs if not p.idle]).double()
+        packs = [p for p in packs if not p.idle]
+        old, reference, entropy = (flat([p.columns[n][p.weights_T != 0] for p in packs]).double()
                                    for n in ("old", "reference", "entropy"))
-        sampled = torch.tensor([x for a in answers for x in a.logprobs]).double()
+        by_number = {a.number: a.logprobs for a in answers}
+        sampled = torch.tensor([x for p in packs for number in p.numbers for x in by_number[number]]).double()
         _, reward, variance = moments(torch.tensor([s for s in scores if not math.isnan(s)], dtype=torch.float64))
         count, tokens, stopped, k1, k3, nats, gap = ranks.add_up([
             len(answers), len(old), sum(a.stopped for a in answers), float(kl_k1(old, reference).sum()),
-            float(kl_k3(old, reference).sum()), float(entropy.sum()), float(sampled.sum() - old.sum())])
+            float(kl_k3(old, reference).sum()), float(entropy.sum()), float((sampled - old).abs().sum())])
         self.facts |= {
             "reward": reward, "reward_std": variance ** 0.5, "kl": k1 / count, "k1": k1 / tokens, "k3": k3 / tokens,
             "entropy": nats / tokens, "answer_tokens": tokens / count,
-            "stop_rate": stopped / count, "sampler_gap": abs(gap) / tokens}  # nats; rounding, where both see one policy
+            "stop_rate": stopped / count, "sampler_gap": gap / tokens}  # nats; rounding, where both see one policy
         if self.settings.objective in users_of("kl_coef"):
             self.facts["kl_coef"] = self.state["kl_coef"]
         order = np.argsort([a.row.origin for a in answers], kind="stable")[:SAMPLES]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..core.errors import RowError, UserError
-from ..core.sequence import Row, Sequence
+from ..core.sequence import STOP, Row, Sequence
 from ..data.gather import up_to_the_stop
 from ..data.render import Renderer
-from ..data.tokenizer import load_tokenizer
+from ..data.tokenizer import TokenizerSpec
 from ..data.weigh import Rendered
 from ..model.adapters import attach_scorer
 from ..model.heads import ScalarHead
@@ -53,10 +55,11 @@ class RoleReward:
 
 
 class ModelReward:
-    """A reward model of its own. With another tokenizer answers reach it as text, rendered by its own template.
+    """A reward model of its own. With another tokenizer or template answers reach it as text, rendered by its own.
 
     An answer of nothing is the prompt and the token that ends a turn, as it would be in the reward model's own words
-    (test_reward_models.py::test_an_empty_answer_is_a_prompt_that_ends).
+    (test_reward_models.py::test_an_empty_answer_is_a_prompt_that_ends); one that never ended has no such token
+    (test_an_answer_that_never_ended_has_no_stop).
     """
 
     def __init__(self, scorer: Scorer, renderer: Renderer | None, name: str):
@@ -68,18 +71,24 @@ class ModelReward:
         rows = [Row("conversation", a.row.origin, messages=[
             *a.row.messages, {"role": "assistant", "content": a.text}], tools=a.row.tools) for a in answers if a.text]
         made = iter(zip(rows, self.renderer.render(rows), strict=True))
-        return self.scorer([self._taken(*next(made)) if a.text else self._empty(a) for a in answers])
+        return self.scorer([self._taken(a, *next(made)) if a.text else self._empty(a) for a in answers])
 
-    def _taken(self, row: Row, made: Rendered | RowError) -> Sequence:
+    def _taken(self, answer: Answer, row: Row, made: Rendered | RowError) -> Sequence:
         if isinstance(made, RowError) or not made.sequences:
             raise UserError("the reward model's template cannot render an answer", where=f"reward: {self.name}",
                             found=str(made.message if isinstance(made, RowError) else made.dropped) +
                             f" ({row.origin})", fix="take a reward model with the policy's template")
-        return up_to_the_stop(made.sequences[-1])
+        whole = up_to_the_stop(made.sequences[-1])
+        return whole if answer.stopped else _without_the_stop(whole)
 
     def _empty(self, answer: Answer) -> Sequence:
         prompt = self.renderer.prompt(answer.row.messages, answer.row.tools)
-        return lay(prompt, self.renderer.stop_ids[:1], True, answer.row.origin)
+        return lay(prompt, self.renderer.stop_ids[:1] if answer.stopped else [], answer.stopped, answer.row.origin)
+
+
+def _without_the_stop(whole: Sequence) -> Sequence:
+    end = int(np.flatnonzero(whole.reasons != STOP)[-1]) + 1
+    return replace(whole, ids=whole.ids[:end], weights=whole.weights[:end], reasons=whole.reasons[:end])
 
 
 def reward_ref(name: str) -> ModelRef:
@@ -100,6 +109,11 @@ def shares_base(ref: ModelRef, policy: Policy) -> bool:
     return True
 
 
+def reads_alike(theirs: TokenizerSpec, spec: TokenizerSpec) -> bool:
+    """Whether two models read a conversation as the same ids: one tokenizer and one template."""
+    return theirs.backend == spec.backend and theirs.template == spec.template
+
+
 def attach_reward(ref: ModelRef, policy: Policy) -> ScalarHead:
     """The reward's adapter on the policy's model, frozen, and its score head."""
     weight = attach_scorer(policy.model, ref.adapter, REWARD)
@@ -112,12 +126,12 @@ def attach_reward(ref: ModelRef, policy: Policy) -> ScalarHead:
     return head.requires_grad_(False).to(policy.device)
 
 
-def separate_reward(ref: ModelRef, policy: Policy, spec: Any, settings: Any) -> tuple[ModelReward, str]:
-    """A reward model beside the policy, and how answers reach it."""
+def separate_reward(ref: ModelRef, theirs: TokenizerSpec, spec: TokenizerSpec,
+                    settings: Any) -> tuple[ModelReward, str]:
+    """A reward model beside the policy, whose tokenizer is `spec`, and how answers reach it."""
     scorer = open_scorer(ref, dtype=settings.dtype, device=settings.device,
                          trust_remote_code=settings.trust_remote_code)
-    theirs = load_tokenizer(ref.tokenizer, trust_remote_code=settings.trust_remote_code)
-    if theirs.backend == spec.backend and theirs.template == spec.template:
+    if reads_alike(theirs, spec):
         return ModelReward(scorer, None, ref.name), "answers reach it as they were sampled"
     return (ModelReward(scorer, Renderer(theirs, max_length=1 << 20), ref.name),
             "it has a tokenizer or template of its own: answers reach it as text")

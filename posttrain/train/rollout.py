@@ -54,8 +54,8 @@ class Rollout:
                         max_new_tokens=self.max_new_tokens, stop_ids=self.spec.stop_ids,
                         temperature=0.0 if greedy else self.temperature,
                         seed=seed_for(self.seed, "rollout", collection), batch_size=self.slots) if prompts else []
-        return [Answer(lay(ids, g.ids, g.stopped, row.origin), row, self.spec.decode(g.answer_ids).strip(), g.stopped,
-                       g.logprobs, key) for (ids, row, key), g in zip(prompts, made, strict=True)]
+        return [Answer(lay(ids, g.ids, g.stopped, row.origin, key), row, self.spec.decode(g.answer_ids).strip(),
+                       g.stopped, g.logprobs, key) for (ids, row, key), g in zip(prompts, made, strict=True)]
 
 
 def ids_of(pack: Pack) -> list[list[int]]:
@@ -63,14 +63,15 @@ def ids_of(pack: Pack) -> list[list[int]]:
     return [pack.ids_T[a:b].tolist() for a, b in zip(pack.bounds, pack.bounds[1:], strict=False)]
 
 
-def lay(prompt: list[int], answer: list[int], stopped: bool, origin: str) -> Sequence:
+def lay(prompt: list[int], answer: list[int], stopped: bool, origin: str, number: int = 0) -> Sequence:
     """Prompt and answer as one sequence: weight 0 and 1, the stop token among the answer's."""
     reasons = [PROMPT] * len(prompt) + [CONTENT] * len(answer)
     if stopped:
         reasons[-1] = STOP
     weights = np.zeros(len(prompt) + len(answer), np.float32)
     weights[len(prompt):] = 1
-    return Sequence(np.asarray(prompt + answer, np.int32), weights, np.asarray(reasons, np.uint8), origin)
+    return Sequence(np.asarray(prompt + answer, np.int32), weights, np.asarray(reasons, np.uint8), origin,
+                    number=number)
 
 
 def answer_lengths(pack: Pack) -> list[int]:

@@ -12,8 +12,8 @@ import torch
 from ..core import ranks
 from ..core.config import Settings
 from ..core.errors import UserError
+from ..core.objectives import FACTS
 from ..model.policy import recompute_activations
-from ..model.resolve import list_checkpoints
 
 T = TypeVar("T")
 KEYS = ("pack_tokens", "gradient_checkpointing")  # that give way
@@ -22,7 +22,7 @@ KEYS = ("pack_tokens", "gradient_checkpointing")  # that give way
 def within_memory(loop: Any, step: Callable[[], T]) -> T:
     """The result of `step`, tried again with less where the GPU's memory ran out before the weights were changed.
 
-    Halves `pack_tokens` down to `max_length`, then keeps only each layer's input; the gradient of the update is the
+    Halves `pack_tokens` down to the longest row, then keeps only each layer's input; the gradient of the update is the
     same to rounding (test_room.py::test_an_update_repeated_is_the_update). `loop` holds what is in force from there on.
     """
     while True:
@@ -38,14 +38,19 @@ def within_memory(loop: Any, step: Callable[[], T]) -> T:
             torch.cuda.empty_cache()
 
 
+def least_pack(settings: Settings) -> int:
+    """Tokens of the smallest pack that holds every atom."""
+    return FACTS[settings.objective].atom * settings.longest
+
+
 def give_way(loop: Any, said: str, repeatable: bool = True) -> None:
     """One milder value in force; a UserError with the remedy where none is left, or an update cannot be repeated."""
     settings = loop.settings
     if not repeatable or ranks.world() > 1 or settings.gradient_checkpointing and (
-            settings.pack_tokens <= settings.longest):
+            settings.pack_tokens <= least_pack(settings)):
         raise no_memory(settings, said)
-    if settings.pack_tokens > settings.longest:
-        change: dict[str, Any] = {"pack_tokens": max(settings.longest, settings.pack_tokens // 2)}
+    if settings.pack_tokens > least_pack(settings):
+        change: dict[str, Any] = {"pack_tokens": max(least_pack(settings), settings.pack_tokens // 2)}
     else:
         change = {"gradient_checkpointing": True}
         recompute_activations(loop.models.policy.model)
@@ -57,8 +62,8 @@ def give_way(loop: Any, said: str, repeatable: bool = True) -> None:
 def no_memory(settings: Settings, said: str) -> UserError:
     """What would help, by what is already in force."""
     helps = []
-    if settings.pack_tokens > settings.longest:
-        helps.append(f"pack_tokens: {settings.longest}")
+    if settings.pack_tokens > least_pack(settings):
+        helps.append(f"pack_tokens: {least_pack(settings)}")
     if not settings.gradient_checkpointing:
         helps.append("gradient_checkpointing: true")
     helps += {"full": ["method: lora"], "lora": ["method: qlora"]}.get(settings.method, [])
@@ -67,14 +72,9 @@ def no_memory(settings: Settings, said: str) -> UserError:
                      fix=f"{fix}; `posttrain plan` says what fits")
 
 
-def in_force(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Under `resume`: the keys that gave way before the newest checkpoint, which was computed with them."""
-    kept = list_checkpoints(folder / "checkpoints") if settings.resume else []
-    state = kept[-1] / "state.json" if kept else None
-    if state is None or not state.is_file():
+def in_force(checkpoint: Path | None) -> dict[str, Any]:
+    """The keys that gave way before a good checkpoint, which was computed with them."""
+    if checkpoint is None:
         return {}
-    try:
-        saved = json.loads(state.read_text("utf-8")).get("in_force") or {}
-    except ValueError:  # damaged: restoring says so, and takes an older one
-        return {}
+    saved = json.loads((checkpoint / "state.json").read_text("utf-8")).get("in_force") or {}
     return {key: saved[key] for key in KEYS if key in saved}

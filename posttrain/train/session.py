@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from ..core import ranks
+from ..core.changes import kept_values
+from ..core.choices import saving
 from ..core.config import Settings
 from ..core.errors import UserError, WriteError
 from ..core.sequence import Sequence
@@ -30,16 +32,17 @@ from ..model.probe import prepare_forward
 from ..model.resolve import ModelRef
 from ..model.reward import check_classifier
 from ..model.shard import require_packs, shard_model, shards
-from .conditions import code_versions, layout_of
+from .conditions import Conditions, code_versions, layout_of
 from .early_stopping import go_back
 from .guards import BlownUp
+from .inputs import inputs_of
 from .loop import Loop, State
 from .objective import Objective
 from .optim import MasterAdamW
 from .record import Record, SilentRecord
 from .reference import open_reference, starting_weights
 from .rehearsal import hold_rehearsal, settle_memory
-from .restore import restore
+from .restore import newest_checkpoint, restore
 from .samples import make_sampler
 from .scoring import Score
 from .share import share_packs
@@ -97,7 +100,7 @@ class Session:
             loop.checkpoint(keep_all=True)
 
     def export(self, card: str) -> Path:
-        """Write the model folder and close the record; where that fails, a last checkpoint, from which to go on."""
+        """Write the model folder; where that fails, a last checkpoint, from which to go on."""
         loop, record = self.loop, self.record
         masters = loop.optimizer.masters(self.policy.stored)
         folder, failure = record.folder / "model", None
@@ -111,10 +114,20 @@ class Session:
                 with contextlib.suppress(UserError):
                     loop.checkpoint()
             raise failure or ranks.LostError("another process of this run failed")
-        record.status(status="finished", step=loop.state.step, exported_step=self.exported, model="model",
-                      eval_loss=loop.state.eval_loss,
-                      seconds_of_last_start=round(time.perf_counter() - self.began, 2))
+        record.status(exported_step=self.exported, model="model")
         return folder
+
+    def finish(self, keep: Callable[[], Any]) -> Any:
+        """What `keep` makes of the finished run, and, as the last act of all, its word that it is finished."""
+        try:
+            kept = keep()
+        except BaseException:
+            if self.exported == self.loop.state.step:
+                with contextlib.suppress(UserError):
+                    self._keep()
+            raise
+        self.record.status(status="finished", seconds_of_last_start=round(time.perf_counter() - self.began, 2))
+        return kept
 
 
 def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader: Loader, spec: Any,
@@ -127,7 +140,9 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     set_determinism(settings)
     memory = Memory.begin(choose_device(settings.device)[0])
     chosen = settings.pack_tokens == "auto"
-    settings, planner = settle_memory(settings, folder, ref, objective, spec.vocab_size, memory, note)
+    checkpoint = newest_checkpoint(settings, folder, note)
+    settings, planner = settle_memory(settings, checkpoint, ref, objective, spec.vocab_size, memory, note)
+    objective.settings = settings  # pack_tokens is a number from here on
     loader.begin_files()
     new_tokens = [spec.control[token] for token in spec.new_tokens]
     policy = build_policy(settings, ref, vocab_size=spec.vocab_size, new_tokens=new_tokens,
@@ -144,9 +159,9 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
     record, state = Record(folder) if ranks.first() else SilentRecord(folder), State()
     continued = settings.adapts and ref is not None and ref.adapter is not None
     started = starting_weights(policy) if objective.referenced and continued else None
-    conditions = {"code": code_versions(policy.base.four_bit),
-                  "layout": layout_of(settings.pack_tokens, policy.dtype, policy.device)}
-    restore(settings, record, optimizer, state, conditions, loader, note, policy)
+    settings = _with_saving(settings, loader, note)
+    conditions = _conditions(settings, policy, spec, objective, score)
+    saved = restore(settings, record, optimizer, state, conditions, loader, note, policy, checkpoint)
     if state.objective:
         objective.state = state.objective
     optimizer.lower(policy.dtype, (PREFIX, *kept_wide(policy.model)))
@@ -166,14 +181,15 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
             spec.save(folder / "tokenizer")
     facts = {"base": str(Path(ref.base).resolve()) if ref and Path(ref.base).exists() else (ref.base if ref else ""),
              "adapter": str(ref.adapter.resolve()) if ref and ref.adapter else None, "vocab_size": spec.vocab_size,
-             "base_hash": policy.base.sha256, "new_tokens": new_tokens, "conditions": conditions}
+             "base_hash": policy.base.sha256, "new_tokens": new_tokens, "conditions": conditions,
+             "reference": saved.get("reference")}
     atoms, held_rows = _held_atoms(settings, loader, note)
     sampler = make_sampler(policy.model, spec, [a[0] for a in atoms]) if "logprobs" in objective.needs else None
     atoms = objective.arrange(atoms) if atoms else []
     models = open_models(settings, policy, forward, spec, score, note)
     if objective.referenced:
         models.reference = open_reference(settings, forward, started, folder, loader, atoms, state.step, note,
-                                          objective.arrange)
+                                          objective.arrange, facts)
 
     def hold(pack_tokens: int):
         return objective.held(share_packs(atoms, pack_tokens), models) if atoms else []
@@ -183,6 +199,23 @@ def open_session(settings: Settings, folder: Path, ref: ModelRef | None, loader:
                 hold=hold, remark=note, sampler=sampler)
     hold_rehearsal(loop, policy, head, memory, planner, chosen, note)
     return Session(loop, policy, spec, head, record, began, memory=memory)
+
+
+def _conditions(settings: Settings, policy: Policy, spec: Any, objective: Objective, score: Score | None) -> Conditions:
+    """Under what this run computes, but for its data, whose checksums are still being made."""
+    return {"settings": kept_values(settings), "code": code_versions(policy.base.four_bit),
+            "inputs": inputs_of(settings, policy.ref, spec, scored_by_model=score is None,
+                                held_to_start=objective.referenced or settings.is_sampled),
+            "layout": layout_of(settings.pack_tokens, policy.dtype, policy.device)}
+
+
+def _with_saving(settings: Settings, loader: Loader, note: Note) -> Settings:
+    """Settings with `save_steps` of a run on its own answers whose length only the data says."""
+    if not settings.is_sampled or settings.save_steps is not None:
+        return settings
+    key, value, why = saving(settings, loader.total)
+    note(f"{key} = {value}: {why}")
+    return settings.model_copy(update={key: value})
 
 
 def _optimizer(settings: Settings) -> type[MasterAdamW]:

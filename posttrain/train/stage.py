@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.config import Settings
+from ..data.tokenizer import load_tokenizer
 from ..model.adapters import attach_beside
 from ..model.forward import Forward
 from ..model.policy import Policy
 from ..model.resolve import ModelRef
 from ..model.roles import CRITIC, POLICY, REFERENCE, REWARD, Role, Switch, add_critic, without_dropout
 from .objective import Models, Objective
-from .rewards import FunctionReward, RoleReward, attach_reward, reward_ref, separate_reward, shares_base
+from .reference import as_lowered
+from .rewards import FunctionReward, RoleReward, attach_reward, reads_alike, reward_ref, separate_reward, shares_base
 from .rollout import Rollout
 from .scoring import Score
 
@@ -23,11 +25,13 @@ def add_roles(settings: Settings, policy: Policy, ref: ModelRef | None, objectiv
     """Put what trains beside the policy, and what it is held to, onto its base; before the optimizer is made."""
     if not settings.is_sampled:
         return
-    without_dropout(policy.model)
     if "values" in objective.needs:
         add_critic(policy.model, settings.seed)
     if ref.adapter:
         attach_beside(policy.model, ref.adapter, REFERENCE)
+        for name, p in policy.model.named_parameters():
+            if REFERENCE in name.split("."):
+                p.data = as_lowered(policy, name, p.data)  # the actor is: what differs would be a distance
         note("reference: a frozen copy of the adapter that is continued")
     else:
         note("reference: the base, with every adapter off")
@@ -38,8 +42,9 @@ def _reward(settings: Settings, policy: Policy, forward: Forward, spec: Any, sco
     if score is not None:
         return lambda switch: FunctionReward(score, settings.reward)
     ref = reward_ref(settings.reward)
-    if not shares_base(ref, policy):
-        made, how = separate_reward(ref, policy, spec, settings)
+    theirs = load_tokenizer(ref.tokenizer, trust_remote_code=settings.trust_remote_code)
+    if not (shares_base(ref, policy) and reads_alike(theirs, spec)):
+        made, how = separate_reward(ref, theirs, spec, settings)
         note(f"reward: {settings.reward}, a model of its own; {how}")
         return lambda switch: made
     head = attach_reward(ref, policy)
@@ -54,6 +59,7 @@ def open_models(settings: Settings, policy: Policy, forward: Forward, spec: Any,
     if not settings.is_sampled:
         return Models(forward)
     make_reward = _reward(settings, policy, forward, spec, score, note)
+    without_dropout(policy.model)  # once every adapter is there
     adapters = policy.model.peft_config
     trained = tuple(name for name in (POLICY, CRITIC) if name in adapters)
     switch = Switch(policy.model, trained)

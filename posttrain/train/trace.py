@@ -6,6 +6,7 @@ counted as it is, and nothing here has to follow a change there.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_iter
 from ..model import fused
 from ..model.attention import NAME, Layout, costliest_length, set_layout
 from ..model.forward import ALIGN, STATS, Forward, aligned, token_logprobs
+from ..model.shard import layers_of
 
 MEASURED = (2, 3)  # layers of the models that are traced; what a phase holds is linear in their number
 
@@ -93,7 +95,8 @@ def build(config: Any, dtype: torch.dtype, layers: int | None = None, trust_remo
         text = config.get_text_config()
         text.num_hidden_layers = layers
         if kinds := getattr(text, "layer_types", None):
-            text.layer_types = kinds[:layers]
+            with contextlib.suppress(AttributeError):  # where it follows from the number of layers
+                text.layer_types = kinds[:layers]
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
 
@@ -136,13 +139,11 @@ def _trace(model, tokens: int, max_length: int, cpu: bool, sums: bool, needs: fr
     bounds = [*range(0, tokens, costliest_length(max_length, few_shapes)), tokens]
     fill = aligned(tokens, ALIGN) - tokens if few_shapes else 0
     layout = Layout(bounds, torch.device("cpu"), few_shapes=few_shapes, padding=fill)
-    layout.device = torch.device("meta")
-    if layout.spread is not None:
-        layout.spread, layout.back = layout.spread.to("meta"), layout.back.to("meta")
+    layout.to("meta")
     set_layout(layout)
     forward = Forward(model)
     meter, peaks = Meter([*model.parameters(), *model.buffers()]), {}
-    layers = forward.decoder.layers
+    layers = layers_of(causal)
     for i, name in ((len(layers) - 1, "head"), (max(0, len(layers) - 2), "top"), (0, "middle")):
         layers[i].register_forward_hook(_mark(meter, peaks, name))
     if sums:

@@ -71,6 +71,7 @@ def accumulate(models: Models, objective: Objective, packs: Many[Pack], seed: in
             loss, more = objective.loss(model(pack, needs, objective.temperature), pack)
             ((loss * 0 if pack.idle else loss) / denominator).backward()  # an idle one stays connected to the weights
             sums.add(pack, loss, more)
+            del loss, more  # their graph: its nodes lie between the activations that they kept, and hold them apart
     return sums.means(denominator)
 
 

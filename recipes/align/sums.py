@@ -1,5 +1,7 @@
-"""Sums of two numbers of two digits: an answer can be checked, and no row needs to hold it. `python sums.py FOLDER`
-writes start.jsonl (rows with answers, to begin from), prompts.jsonl (what GRPO asks) and held_out.jsonl (in neither)."""
+"""Sums of two numbers of two digits, whose answers can be checked: rows for `posttrain grpo`.
+
+`python sums.py FOLDER` writes start.jsonl (to fine-tune on first), prompts.jsonl (what GRPO asks) and held_out.jsonl.
+"""
 
 from __future__ import annotations
 

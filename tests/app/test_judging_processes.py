@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 import posttrain
@@ -36,3 +42,38 @@ def test_processes_started_beside_each_other_need_one_folder(monkeypatch, rows):
     with pytest.raises(UserError) as e:
         posttrain.sft(data=str(rows))
     assert "several processes need one run folder" in str(e.value) and "let --processes N start them" in str(e.value)
+
+
+CHILD = """import os, time
+from posttrain.app.stopping import end_with_launcher
+if LATE:
+    while os.getppid() == int(os.environ["POSTTRAIN_LAUNCHER"]):
+        time.sleep(0.01)
+end_with_launcher()
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+LAUNCHER = """import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=os.environ | {"POSTTRAIN_LAUNCHER": str(os.getpid())})
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+@pytest.mark.parametrize("late", [False, True])
+def test_a_process_ends_with_its_launcher(late):
+    """However that ended, and even where it did so before the process could ask for it."""
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, CHILD.replace("LATE", str(late))],
+                                stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(launcher.stdout.readline()))
+    if not late:
+        assert int(launcher.stdout.readline()) == child.pid
+    os.kill(launcher.pid, signal.SIGKILL)
+    launcher.wait()
+    until = time.monotonic() + 30
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert late is False or launcher.stdout.read() == ""  # it ended before it went on
+    launcher.stdout.close()

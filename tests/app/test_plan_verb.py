@@ -76,6 +76,45 @@ def test_what_does_not_fit_names_the_smallest_change_and_exits_0(config, capsys)
     assert "does not fit; take a smaller model" in said and "70,553,706,496 parameters" in said and "qlora" in said
 
 
+def test_table_and_verdict_agree_on_small_data(tiny_model, rows, capsys):
+    """Where an update is smaller than a pack, what would fit is judged by what the run will hold."""
+    found = plan(capsys, tiny_model, "--data", rows, "--max_steps", "2", "--batch_size", "2", "--memory", "0.0005")
+    fitting = {(m, kind) for m, kinds in found["methods"].items() for kind, s in kinds.items() if s["fits"]}
+    assert bool(fitting) == (found["fits"] or found["change"] is not None)
+
+
+def test_an_adapter_is_planned_in_its_own_shape(tiny_model, rows, tmp_path, capsys, in_process):
+    import posttrain
+
+    run = posttrain.sft(model=tiny_model, data=str(rows), output_dir=tmp_path / "run", lora_r=2, max_steps=1)
+    trained = sum(t.numel() for t in run.adapter_tensors()) if hasattr(run, "adapter_tensors") else None
+    found = plan(capsys, run.path)
+    fresh = plan(capsys, tiny_model, "--lora_r", "2")
+    assert found["trained_parameters"] == (trained or fresh["trained_parameters"])
+
+
+def test_what_the_objective_needs_is_planned(tiny_model, capsys):
+    plain, smooth = (plan(capsys, tiny_model, "--memory", "1", *more)["parts"]["logprobs"]
+                     for more in ((), ("--label_smoothing_factor", "0.1")))
+    assert smooth > plain
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"num_attention_heads": 3, "num_key_value_heads": 3}, "attention heads"), ({"hidden_size": "64"}, "hidden_size"),
+    ({"hidden_size": -4}, "no causal language model can be built"),
+    ({"model_type": "t5"}, "no causal language model can be built")])
+def test_a_config_that_builds_nothing_is_an_error(config, capsys, change, said):
+    written = json.loads((config / "config.json").read_text())
+    (config / "config.json").write_text(json.dumps(written | change))
+    assert main(["plan", str(config), "--memory", "8"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_this_processor_or_a_gpu(config, capsys):
+    assert main(["plan", str(config), "--memory", "8", "--device", "cpu"]) == 2
+    assert "a plan is for this machine's processor or for a GPU" in capsys.readouterr().err
+
+
 def test_what_is_no_config_is_refused(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "nothing_known"}')
     assert main(["plan", str(tmp_path)]) == 2

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 
 import pytest
 from rich.console import Console
 
 import posttrain
 from posttrain.app.cli import main
+from posttrain.core.errors import UserError
 from posttrain.eval.preferences import Margins, lines
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -78,6 +80,64 @@ def test_conversations_and_labels_are_scored_and_what_is_not_says_why(run, tmp_p
     assert "add --prompt TEXT" in capsys.readouterr().err
     assert main(["score", str(run.path), "--prompt", "x"]) == 2
     assert "there is no answer to score" in capsys.readouterr().err
+
+
+def test_an_answer_of_nothing(run, capsys):
+    """It is the prompt and the token that ends a turn, as in PPO."""
+    from posttrain.data.render import Renderer
+    from posttrain.data.tokenizer import load_tokenizer
+    from posttrain.model.resolve import resolve_model
+    from posttrain.model.reward import open_scorer
+    from posttrain.train.rollout import lay
+
+    spec = load_tokenizer(str(run.model_path))
+    prompt = Renderer(spec).prompt([{"role": "user", "content": "say red"}])
+    (own,) = open_scorer(resolve_model(run), dtype="float32")([lay(prompt, spec.stop_ids[:1], True, "x")])
+    for answer in ("", " \n"):
+        assert main(["score", str(run.path), "--prompt", "say red", "--answer", answer, "--json", "--dtype",
+                     "float32"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"prompt": "say red", "scores": [pytest.approx(own, abs=1e-5)]}
+
+
+@pytest.fixture
+def bert(run, tmp_path):
+    """A BERT of 64 positions that scores, with the tiny model's tokenizer."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    folder = tmp_path / "bert"
+    shutil.copytree(run.model_path, folder)
+    for file in (*folder.glob("*.safetensors"), *folder.glob("adapter_config.json"), folder / "base.json"):
+        file.unlink()
+    BertForSequenceClassification(BertConfig(
+        vocab_size=512, hidden_size=16, num_hidden_layers=1, num_labels=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=64)).save_pretrained(folder)
+    return folder
+
+
+def test_rows_longer_than_the_reward_models_positions_are_dropped(bert, tmp_path, capsys):
+    (path := tmp_path / "long.jsonl").write_text("".join(
+        json.dumps({"prompt": "say red", "completion": "red" + " red" * n}) + "\n" for n in (1, 300)))
+    for more in ((), ("--max_length", "4000")):
+        assert main(["score", str(bert), str(path), "--json", "--dtype", "float32", *more]) == 0
+        first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+        assert len(first["scores"]) == 1 and second["dropped"] == "first exchange longer than max_length"
+    assert main(["score", str(bert), str(path), "--dtype", "float32"]) == 0
+    assert "not scored: 1 rows" in capsys.readouterr().out
+    assert main(["score", str(bert), "--prompt", "say red", "--answer", "red " * 300, "--dtype", "float32"]) == 2
+    assert capsys.readouterr().err == (
+        "error: the answer cannot be scored\n  where:    command line\n"
+        "  found:    first exchange longer than max_length\n  expected: at most 64 tokens with the prompt\n"
+        "  fix:      shorten it, or raise max_length where the reward model reads longer texts\n")
+
+
+def test_ppo_says_that_an_answer_is_longer_than_the_reward_models_positions(bert, tiny_model, pairs, tmp_path):
+    with pytest.raises(UserError) as e:
+        posttrain.ppo(model=tiny_model, data=pairs, reward=str(bert), max_steps=2, batch_size=4, dtype="float32",
+                      max_new_tokens=80, minibatches=1, output_dir=tmp_path / "ppo",
+                      console=Console(file=io.StringIO()))
+    assert str(e.value).startswith("error: a text is longer than the reward model's positions\n"
+                                   f"  where:    reward model: {bert}\n  found:    ")
+    assert "  expected: at most 64\n  fix:      set max_length and max_new_tokens so that prompt" in str(e.value)
 
 
 def test_the_figures_of_margins():

@@ -94,6 +94,39 @@ def test_an_error_is_told_once(start, tmp_path):
     assert "the data worker" not in err and "Traceback" not in out + err
 
 
+@pytest.mark.parametrize("cause", ["rows", "numbers"])
+def test_an_error_that_would_come_again_is_not_tried_again(start, tmp_path, cause):
+    """Before the first update and in the midst of the run: one error, whatever max_restarts is."""
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a", "completion": ""}\n' * 20)
+    run = start("--max_restarts", "2", *(["--data", bad] if cause == "rows" else [
+        "--method", "full", "--learning_rate", "1e30", "--max_grad_norm", "1e30"]))
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 2 and err.count("error:") == 1, out + err
+    assert "was lost" not in out + err and "Traceback" not in out + err
+    assert (tmp_path / "run").exists() == (cause == "numbers")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_a_killed_launcher_takes_its_processes_along(start, tmp_path):
+    whole = start(folder="whole")
+    assert whole.wait(300) == 0, whole.communicate()
+    run = start()
+    reached(tmp_path / "run", 12)
+    workers = [worker(run, rank) for rank in (0, 1)]
+    second = start(resume=True)
+    _, err = second.communicate(timeout=300)
+    assert second.returncode == 2 and err.count("error:") == 1, err
+    assert "the output folder is in use" in err and f"process {workers[0].pid} on " in err
+    run.send_signal(signal.SIGKILL)
+    gone, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+    again = start(resume=True)
+    out, err = again.communicate(timeout=300)
+    assert again.returncode == 0 and "resumed from" in out, out + err
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
 def test_from_two_processes_to_one_and_back(start, tmp_path):
     """Equal to rounding: the sums are taken in another order, and the run says so."""
     for method in ("lora", "full"):

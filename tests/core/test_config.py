@@ -55,9 +55,36 @@ def test_together():
     ({"method": "qlora", "dtype": "float64"}, "method: qlora computes in bfloat16 or float32, not float64: drop dtype"),
     ({"model": "a", "model_config": "b.yaml", "method": "full"}, "model and model_config exclude each other"),
     ({"warmup_ratio": 0.1, "warmup_steps": 5}, "warmup_ratio and warmup_steps exclude each other"),
-    ({"eval_steps": 5}, "eval_steps has no rows to validate on: set eval_data or eval_split")])
+    ({"eval_steps": 5}, "eval_steps has no rows to validate on: set eval_data or eval_split"),
+    ({"objective": "kto", "desirable_weight": 0, "undesirable_weight": 0}, "are both 0, so nothing is learnt"),
+    ({"objective": "ppo", "batch_size": 4, "minibatches": 5},
+     "minibatches (5) are more than the prompts of a collection (4)"),
+    ({"objective": "grpo", "minibatches": 1, "clip_range": 0.1}, "clip_range changes nothing where a collection"),
+    ({"objective": "ppo", "minibatches": 1, "ppo_epochs": 1, "early_stop_kl": 0.1}, "early_stop_kl changes nothing"),
+    ({"objective": "ppo", "max_steps": 9, "critic_warmup": 2},
+     "critic_warmup (2) leaves the policy nothing to learn in: max_steps (9) is 2 collections of 8 updates")])
 def test_a_key_that_would_change_nothing_is_refused(values, said):
     assert said in problems(**values)
+
+
+def test_keys_beside_which_others_count_are_taken():
+    for values in ({"minibatches": 1, "clip_range": 0.1}, {"max_steps": 9, "critic_warmup": 1},
+                   {"batch_size": 4, "minibatches": 4}, {"minibatches": 1, "ppo_epochs": 2, "early_stop_kl": 0.1}):
+        make_settings({"objective": "ppo"} | values)
+    make_settings({"objective": "kto", "desirable_weight": 0})
+
+
+@pytest.mark.parametrize(("steps", "every", "collections", "made"), [
+    (1, 1, 1, 4), (8, 1, 2, None), (24, 2, 6, None), (25, 2, 7, 28), (400, 10, 100, None)])
+def test_a_short_run_is_saved_too(steps, every, collections, made):
+    """At least one checkpoint in each third of a run; and updates that are made beyond max_steps are told."""
+    found = {key: (value, why) for key, value, why in choices(make_settings(
+        {"objective": "grpo", "reward": "exact", "max_steps": steps}))}
+    assert found["save_steps"] == (4 * every, f"every {every} of {collections} collections: a guard that stops the run "
+                                              "after them leaves a checkpoint")
+    assert found.get("max_steps") == (made and (steps, f"made in whole collections of 4 updates, so {made} are made"))
+    assert "save_steps" not in {key for key, _, _ in choices(make_settings(
+        {"objective": "grpo", "reward": "exact", "max_steps": steps, "save_steps": 3}))}
 
 
 @pytest.mark.parametrize(("key", "value", "said"), [

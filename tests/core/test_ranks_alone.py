@@ -71,6 +71,28 @@ def test_one_of_all_processes_tells_an_error(beside, monkeypatch):
     assert [ranks.may_tell(UserError("x")) for _ in range(3)] == [True, False, False]
 
 
+def test_an_error_that_would_come_again_is_told_once(beside, monkeypatch, tmp_path):
+    """torchrun starts all again after any failure: what was no lost process ends the next start without a word."""
+    monkeypatch.setattr(ranks.time, "sleep", lambda seconds: None)
+    beside(1, 2)
+
+    def start(number: int) -> None:
+        (folder := tmp_path / f"attempt_{number}" / "1").mkdir(parents=True)
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "error.json"))
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(number))
+
+    start(0)
+    assert ranks.may_tell(ranks.LostError("a process of this run was lost")) and not ranks.told_before()
+    start(1)
+    assert not ranks.told_before() and ranks.may_tell(UserError("no space left on the disk"))
+    assert not ranks.told_before() and ranks.may_tell(UserError("the same, of another process of this start"))
+    start(2)
+    assert ranks.told_before() and not ranks.may_tell(UserError("no space left on the disk"))
+    for without in ("", "/elsewhere/error.json"):
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", without)
+        assert not ranks.told_before() and ranks.may_tell(UserError("no space left on the disk"))
+
+
 def test_processes_and_gpus_must_fit(beside, monkeypatch):
     import torch
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import pytest
 
@@ -194,6 +195,25 @@ def test_specs_without_a_meaning(spec, message, found, expected):
     put("a.jsonl", GOOD)
     e = error_of(spec)
     assert (e.message, e.where, e.found, e.expected) == (message, spec, found, expected)
+
+
+@pytest.mark.parametrize(("settings", "message", "where", "found"), [
+    ({"data": "builtin@0.1"}, "the only data source asks for a share, so nothing says how long an epoch is", "data",
+     "builtin@0.1"),
+    ({"data": "builtin:prose@1.5"}, "the data names a share that has no meaning", "builtin:prose@1.5", "'1.5'"),
+    ({"data": ["builtin", "builtin@10%"]}, "the data names a share that has no meaning", "builtin@10%", "'10%'"),
+    ({"data": "@abc"}, "the data names a share that has no meaning", "@abc", "'abc'"),
+    ({"data": ["builtin", "a@0.5", "b@0.5"]}, "the shares leave no room in an update", "data", "a@0.5, b@0.5"),
+    ({"data": "builtin", "eval_data": "a.jsonl@0.5"}, "eval_data takes no share", "a.jsonl@0.5", "@0.5")])
+def test_shares_are_judged_before_anything_is_begun(settings, message, where, found, monkeypatch):
+    from posttrain.app import launch
+    from posttrain.core.config import make_settings
+
+    monkeypatch.setattr(launch, "settle", lambda *a: pytest.fail("the run had begun"))
+    with pytest.raises(UserError) as e:
+        launch.launch(make_settings({**settings, "output_dir": "run"}), None)
+    assert (e.value.message, e.value.where, e.value.found) == (message, where, found)
+    assert not os.path.exists("run")
 
 
 def test_csv_rows_that_do_not_fit():

@@ -48,6 +48,17 @@ PAIRS = {
     "alpaca ranked": {"instruction": "Hi?", "input": "", "output": ["Yes.", "No."], "history": []},
     "vote a": {"prompt": "Hi?", "a": "Yes.", "b": "No.", "verdict": "a"},
     "vote b": {"prompt": "Hi?", "a": "No.", "b": "Yes.", "verdict": "B"},
+    "arena": {"prompt": "Hi?", "response_a": "Yes.", "response_b": "No.", "winner": "model_a"},
+    "arena's conversations": {"conversation_a": [user("Hi?"), bot("No.")], "winner": "model_b",
+                              "conversation_b": [user("Hi?"), bot("Yes.")]},
+    "a prompt and whole transcripts": {"prompt": "\n\nHuman: Hi?\n\nAssistant:",
+                                       "chosen": "\n\nHuman: Hi?\n\nAssistant: Yes.",
+                                       "rejected": "\n\nHuman: Hi?\n\nAssistant: No."},
+    "a transcript that nobody answers": {"prompt": "Human: Hi?", "chosen": "Yes.", "rejected": "No."},
+    "a transcript and messages": {"prompt": "Human: Hi?\n\nAssistant:", "chosen": [bot("Yes.")],
+                                  "rejected": [bot("No.")]},
+    "ultrafeedback": {"prompt": "Hi?", "messages": [user("Hi?"), bot("Yes.")], "chosen": [user("Hi?"), bot("Yes.")],
+                      "rejected": [user("Hi?"), bot("No.")]},
 }
 
 
@@ -62,7 +73,7 @@ def test_every_form_of_a_pair_is_the_same_row(raw):
 
 def test_what_stands_around_the_answers():
     row = read({"system": "Be kind.", "instruction": "And you?", "history": [["Hi?", "Yes."]], "chosen": "Me too.",
-                "rejected": "No.", "margin": 1.5})
+                "rejected": "No.", "margin": 1.5}, "reward")
     assert said(row.messages) == [("s", "Be kind."), ("u", "Hi?"), ("a", "Yes."), ("u", "And you?")]
     assert row.messages[2]["weight"] == 0 and row.facts == [{"rank": 1.0, "margin": 1.5}, {"rank": 0.0, "margin": 0.0}]
     assert read({"q": "Hi?", "good": "A", "bad": "B"}, columns={"prompt": "q", "chosen": "good", "rejected": "bad"})
@@ -95,6 +106,82 @@ def test_what_compares_nothing_is_a_counted_drop():
     assert read(twice).dropped == "contexts differ"
 
 
+@pytest.mark.parametrize("texts", [
+    ('{"a": 1}', '{"a": 2}'), ('{"a": 1} is it', "[{"), ('[{"a": 1}]', "[]"), ("[1, 2]", '["role"]'), ("{x", "[x")])
+def test_an_answer_in_json_is_text(texts):
+    for row in (read({"prompt": "Give json", "chosen": texts[0], "rejected": texts[1]}),
+                read({"prompt": "Give json", "a": texts[0], "b": texts[1], "winner": "a"})):
+        assert [said(a) for a in row.answers] == [[("a", texts[0])], [("a", texts[1])]]
+    row = read({"prompt": "Hi?", "chosen": json.dumps(bot("Yes.")), "rejected": '{"from": "gpt", "value": "x"}'})
+    assert [said(a) for a in row.answers] == [[("a", "Yes.")], [("a", "x")]]
+
+
+TALK = {"chosen": [user("Hi?"), bot("Yes.")], "rejected": [user("Hi?"), bot("No.")]}
+SCRIPT = {"chosen": "\n\nHuman: Hi?\n\nAssistant: Yes.", "rejected": "\n\nHuman: Hi?\n\nAssistant: No."}
+EARLIER = [("u", "one"), ("a", "two")]
+LONG = {side: [user("one"), bot("two"), *talk] for side, talk in TALK.items()}
+
+
+@pytest.mark.parametrize(("raw", "messages"), [
+    ({**SCRIPT, "system": "Be kind."}, [("s", "Be kind."), *ASKED]),
+    ({**TALK, "system": "Be kind."}, [("s", "Be kind."), *ASKED]),
+    ({**SCRIPT, "history": [["one", "two"]]}, [*EARLIER, *ASKED]),
+    ({**TALK, "history": [["one", "two"]], "system": "s"}, [("s", "s"), *EARLIER, *ASKED]),
+    ({**TALK, "history": [["one", "two"]], "prompt": "Hi?"}, [*EARLIER, *ASKED]),
+    ({**SCRIPT, "history": [["one", "two"]], "prompt": "Human: Hi?\n\nAssistant:"}, [*EARLIER, *ASKED]),
+    ({**SCRIPT, "prompt": "Human: one\n\nAssistant: two"}, [*EARLIER, *ASKED]),
+    ({**SCRIPT, "prompt": " Hi?\n"}, ASKED),
+    ({**LONG, "history": [["one", "two"]]}, [*EARLIER, *ASKED]),
+    ({**LONG, "prompt": "Hi?"}, [*EARLIER, *ASKED]),
+    ({**LONG, "prompt": "one"}, [*EARLIER, *ASKED]),
+    ({**LONG, "prompt": ""}, [*EARLIER, *ASKED]),
+    ({**SCRIPT, "prompt": None}, ASKED),
+    ({**TALK, "messages": [user("one"), bot("two"), user("Hi?")]}, [*EARLIER, *ASKED]),
+    ({**TALK, "prompt": [{"role": "system", "content": "s"}, user("Hi?")]}, [("s", "s"), *ASKED]),
+    ({side: [{"role": "system", "content": "s"}, *talk] for side, talk in TALK.items()} | {"prompt": "Hi?"},
+     [("s", "s"), *ASKED]),
+    ({side: [{"role": "system", "content": "s"}, *talk] for side, talk in TALK.items()} | {"history": [["one", "two"]]},
+     [("s", "s"), *EARLIER, *ASKED])])
+def test_columns_beside_whole_conversations_stand_once_before_the_answers(raw, messages):
+    row = read(raw)
+    assert row.dropped is None and said(row.messages) == messages
+    assert [said(a) for a in row.answers] == [[("a", "Yes.")], [("a", "No.")]]
+    assert not any(m.get("weight", 0) for m in row.messages)
+
+
+@pytest.mark.parametrize("raw", [
+    {**TALK, "prompt": "Ho?"}, {**SCRIPT, "prompt": "Ho?"}, {**SCRIPT, "prompt": "\n\nHuman: Ho?\n\nAssistant:"},
+    {**TALK, "messages": [user("Hi?"), bot("Perhaps.")]}, {**TALK, "history": [["one", "two"]], "prompt": "Ho?"},
+    {"prompt": "Ho?", "conversation_a": TALK["chosen"], "conversation_b": TALK["rejected"], "winner": "tie"}])
+def test_a_prompt_that_contradicts_whole_conversations(raw):
+    assert read(raw).dropped == "contexts differ"
+
+
+def test_columns_that_are_not_read_are_named():
+    def unused(objective, raw, **columns):
+        return detect_for(objective, list(raw), [raw], columns).unused
+
+    pair = {"prompt": "Hi?", "chosen": "A", "rejected": "B", "margin": 2}
+    assert unused("reward", pair) == () and unused("dpo", pair) == unused("orpo", pair) == ("margin",)
+    assert read(pair).facts[0]["margin"] == 0 and read(pair, "reward").facts[0]["margin"] == 2
+    with pytest.raises(UserError, match="`margin` is no part that a column can play"):
+        detect_for("dpo", list(pair), [pair], {"margin": "margin"})
+    both = {**pair, "messages": [user("Hi?")], "history": []}
+    assert unused("reward", both) == ("prompt", "history")
+    assert unused("reward", both, prompt="prompt") == ("messages",)
+    assert unused("dpo", {**SCRIPT, "system": "s", "history": [], "tools": [], "input": "", "x": 1}) == ("input", "x")
+    named = detect_for("dpo", ["q", "good", "bad"], [], {"prompt": "q", "chosen": "good", "rejected": "bad"})
+    assert str(named) == "preference pairs (chosen=good, rejected=bad, prompt=q)"
+
+
+@pytest.mark.parametrize(("word", "dropped"), [
+    ("model_a", None), ("Model_B", None), *((t, "no answer is better") for t in ("tie", "tie (bothbad)", "both_bad"))])
+def test_verdicts_of_chatbot_arena(word, dropped):
+    row = read({"prompt": "Hi?", "model_a": "x", "model_b": "y", "response_a": "A", "response_b": "B", "winner": word})
+    assert row.dropped == dropped
+    assert row.answers[0][0]["content"] == ("B" if word == "Model_B" else "A")
+
+
 WRONG = {
     "no prompt": ({"chosen": "A", "rejected": "B"}, "the row has no prompt"),
     "an answer that is a number": ({"prompt": "a", "chosen": 1, "rejected": "B"}, "column `chosen` is not text"),
@@ -111,7 +198,7 @@ WRONG = {
 def test_a_malformed_row_says_what_is_wrong(raw, message):
     like = {**raw, "rejected": "B"} if message.endswith("`rejected`") else raw
     with pytest.raises(RowError, match=message) as e:
-        detect_for("dpo", list(like), [like]).to_row(raw, "f.jsonl:7")
+        detect_for("reward", list(like), [like]).to_row(raw, "f.jsonl:7")
     assert e.value.where == "f.jsonl:7" and e.value.expected
 
 
@@ -188,6 +275,8 @@ def test_real_transcripts_balance(shared_data, tiny_model, real_ledger):
     assert ledger["rows"]["trained"] == 2303
     tokens = ledger["tokens"]
     assert tokens["rendered"] == tokens["trained"] + tokens["masked"] + tokens["dropped"] and tokens["cut"] == 0
+    asked = real_ledger(shared_data / "hh_rlhf" / "test.jsonl.gz", "ppo")
+    assert asked["rows"] == {"read": 2312, "trained": 2307, "cut": 0, "dropped": {"contexts differ": 5}}
 
 
 @pytest.mark.parametrize(("name", "rows", "dropped"), [
@@ -197,11 +286,15 @@ def test_real_pairs_balance(shared_data, real_ledger, name, rows, dropped):
     ledger = real_ledger(shared_data / name)
     assert ledger["rows"]["read"] == rows and ledger["rows"]["dropped"] == dropped
     assert ledger["rows"]["trained"] == rows - sum(dropped.values())
+    asked = real_ledger(shared_data / name, "online_dpo")
+    assert asked["rows"] == {"read": rows, "trained": rows, "cut": 0, "dropped": {}}
 
 
 def test_real_labels_balance(shared_data, real_ledger):
-    ledger = real_ledger(shared_data / "llamafactory_demo" / "kto_en_demo.json", "kto")
-    assert ledger["rows"] == {"read": 300, "trained": 300, "cut": 0, "dropped": {}}
+    labels = real_ledger(shared_data / "llamafactory_demo" / "kto_en_demo.json", "kto")
+    assert labels["rows"] == {"read": 300, "trained": 300, "cut": 0, "dropped": {}}
+    asked = real_ledger(shared_data / "llamafactory_demo" / "kto_en_demo.json", "ppo")
+    assert asked["rows"] == labels["rows"] and asked["tokens"]["trained"] == 0
     pairs = real_ledger(shared_data / "llamafactory_demo" / "dpo_en_demo.json", "kto")
     assert pairs["rows"]["trained"] == 300
 

@@ -6,10 +6,10 @@ import threading
 import time
 
 import pytest
+from serving import JsonHandler, served
 
 from posttrain.core.errors import UserError
 from posttrain.eval.endpoint import Endpoint, is_endpoint
-from serving import JsonHandler, served
 
 
 class Handler(JsonHandler):

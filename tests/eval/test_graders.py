@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from serving import JsonHandler, served
 
 from posttrain.core.errors import UserError
 from posttrain.eval.graders import Judge, UnitTests
 from posttrain.eval.sandbox import Verdict, check
-from serving import JsonHandler, served
 
 HUMAN = {"prompt": "def half(x):\n    \"\"\" Half of x. \"\"\"\n", "entry_point": "half",
          "test": "def check(candidate):\n    assert candidate(5) == 2\n"}

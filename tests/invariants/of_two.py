@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
@@ -20,9 +22,11 @@ from test_layout_of_pairs import atoms  # noqa: E402
 
 import posttrain  # noqa: E402
 from posttrain.core import ranks  # noqa: E402
+from posttrain.core.errors import UserError  # noqa: E402
 from posttrain.model.heads import make_heads  # noqa: E402
 from posttrain.model.probe import prepare_forward  # noqa: E402
 from posttrain.model.shard import shard_model  # noqa: E402
+from posttrain.train import session  # noqa: E402
 from posttrain.train.objective import Models  # noqa: E402
 from posttrain.train.objectives.sft import SFT  # noqa: E402
 from posttrain.train.optim import MasterAdamW  # noqa: E402
@@ -128,6 +132,33 @@ def train(work: Path, name: str, **values) -> None:
         posttrain.sft(output_dir=work / name, **(asked | values if "resume" not in values else values))
 
 
+def refusals(work: Path) -> dict[str, str]:
+    """What runs of two processes say where a row is no number, a disk is full, or the processes are not alike."""
+    found, second, real, write = {}, ranks.rank() == 1, SFT.loss, HuggingFaceStorageWriter.write_data
+    codes = session.code_versions
+
+    def loss(self, out, pack):
+        value, more = real(self, out, pack)
+        bad = any(o.endswith("rows.json:22") for o in pack.origins)
+        return value + 0 * (value.detach() - value).sqrt() if bad else value, more  # the slope alone is no number
+
+    def full(*given):
+        if second:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*given)
+
+    tries = {"row-lora": (SFT, "loss", loss, "lora"), "row-full": (SFT, "loss", loss, "full"),
+             "disk": (HuggingFaceStorageWriter, "write_data", full, "full"),
+             "code": (session, "code_versions", lambda *a: codes(*a) | ({"torch": "9.9"} if second else {}), "lora")}
+    for name, (where, what, by, method) in tries.items():
+        try:
+            with patch.object(where, what, by):
+                train(work, name, method=method, shuffle=False)
+        except UserError as e:
+            found[name] = str(e)
+    return found
+
+
 def main(work: Path) -> None:
     """All of it, in one of two processes."""
     torch.set_num_threads(1)
@@ -137,6 +168,7 @@ def main(work: Path) -> None:
     for method in ("full", "lora"):
         train(work, f"two-{method}", method=method)
         train(work, f"onto-two-{method}", resume=True, allow_changes=True)
+    (work / f"refused.{ranks.rank()}").write_text(json.dumps(refusals(work)))
     if ranks.rank() == 1:
         os._exit(7)
     try:

@@ -66,6 +66,50 @@ def test_layout_changes_nothing(name, dtype, close):
         assert (other_grad - grad).norm() <= close * grad.norm(), cut
 
 
+def labelled(*prompts):
+    """Answers to these prompts, each prompt two tokens of its own, each answer two tokens of its place."""
+    return [[Sequence(np.array([p, p, 100 + n, 200 + n], np.int32), np.array([0, 0, 1, 1], np.float32),
+                      np.zeros(4, np.uint8), f"row:{p}", 0, {"label": float(n % 2 == 0)}, n)]
+            for n, p in enumerate(prompts)]
+
+
+@pytest.mark.parametrize(("prompts", "others"), [
+    ([1, 2, 3], [1, 2, 0]), ([1, 1, 2, 2, 3, 3], [2, 3, 4, 5, 0, 1]), ([1, 1, 1, 2], [3, 3, 3, 0]),
+    ([1, 2, 2, 1], [2, 3, 0, 1]), ([1, 1, 2], [2, 2, 0]), ([4], None), ([4, 4, 4], None)], ids=str)
+def test_a_mismatched_answer_is_to_another_prompt(prompts, others):
+    """Of pairs too, whose answers lie beside each other; each of theirs serves once."""
+    rows = labelled(*prompts)
+    made = KTO().arrange(rows)
+    assert [a[0] for a in made] == [s for (s,) in rows] and all(a[0].facts["mismatch"] == 0 for a in made)
+    if others is None:
+        assert [len(a) for a in made] == [1] * len(prompts)
+        return
+    assert [a[1].ids.tolist() for a in made] == [[p, p, 100 + j, 200 + j] for p, j in zip(prompts, others, strict=True)]
+    assert all(a[1].facts["mismatch"] == 1 and a[1].weights.tolist() == [0, 0, 1, 1] for a in made)
+
+
+@pytest.mark.parametrize(("prompts", "mismatched"), [
+    ([1, 1, 2, 2, 3, 3], [(1, 2), (1, 3), (2, 4), (2, 5), (3, 0), (3, 1)]), ([4, 4, 4], [])], ids=str)
+def test_z_is_the_papers(prompts, mismatched):
+    """max(0, mean of log π(y_j|x_i) − log π_ref(y_j|x_i)), each in a forward of its own; 0 where there is none."""
+    made = model(torch.float64, lora=True)
+    forward, _ = prepare_forward(made)
+    forward.heads = make_heads(made, {"logprobs"}, 0)
+    models = Models(forward, Reference(forward))
+    objective = KTO(0.5)
+    (packs,) = objective.collect(lay_packs(objective.arrange(labelled(*prompts)), 20), models)
+    moved = []
+    for p, j in mismatched:
+        (pack,) = lay_packs([[Sequence(np.array([p, p, 100 + j, 200 + j], np.int32), np.array([0, 0, 1, 1], np.float32),
+                               np.zeros(4, np.uint8), "x")]], 20)
+        with torch.no_grad():
+            now = float((forward(pack).logprobs_T * pack.weights_T).sum())
+        moved.append(now - float(models.reference.answers(pack)[0]))
+    z = max(0.0, sum(moved) / len(moved)) if moved else 0.0
+    assert sum(len(p.lengths) for p in packs) == len(prompts)
+    assert all(torch.allclose(p.columns["z"], torch.full_like(p.columns["z"], z), atol=1e-12) for p in packs)
+
+
 def test_a_ranking_that_no_pack_holds_is_taken_apart():
     made, rows = model(torch.float64, lora=True), atoms()
     forward, _ = prepare_forward(made)

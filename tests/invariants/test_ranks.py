@@ -108,6 +108,38 @@ def test_a_sharded_checkpoint_is_half_a_model_each_and_opens_as_a_model(work):
     assert isinstance(posttrain.load(path).chat("say red then blue", max_new_tokens=3), str)
 
 
+@pytest.fixture(scope="module")
+def refused(work):
+    """What two processes said of the same trouble, by its name."""
+    first, second = (json.loads((work / f"refused.{rank}").read_text()) for rank in (0, 1))
+    assert first.keys() == second.keys() == {"row-lora", "row-full", "disk", "code"}
+    return first, second
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_row_that_is_no_number_is_found_whichever_process_has_it(work, refused, method):
+    first, second = (found[f"row-{method}"] for found in refused)
+    assert first == second and "the gradient of update 1 is not finite" in first
+    assert f"where:    {work}/rows.json:22\n" in first and "1 of its 7 rows do it alone" in first
+    run = work / f"row-{method}"
+    [line] = [json.loads(line) for line in (run / "offending_rows.jsonl").read_text().splitlines()]
+    assert line["line"] == 22 and 0 < line["loss"] < 20 and line["grad_norm"] == "nan"
+    assert not list(run.glob("offending_rows.*.jsonl"))
+
+
+def test_a_full_disk_under_one_share_is_one_error_for_all(work, refused):
+    for said in refused[0]["disk"], refused[1]["disk"]:
+        assert said.startswith(f"error: no space left on the disk\n  where:    {work}/disk/checkpoints/2\n")
+    assert not list((work / "disk" / "checkpoints").iterdir())
+
+
+def test_processes_that_are_not_alike_stop_before_an_update(work, refused):
+    for rank, said in enumerate(found["code"] for found in refused):
+        assert said.startswith("error: the processes of this run are not alike\n  where:    code\n")
+        assert f"found:    process {rank} has code " in said and "the same posttrain and libraries" in said
+    assert not (work / "code").exists()
+
+
 def test_a_lost_process_is_noticed(work):
     said = (work / "lost.txt").read_text()
     assert said.startswith("error: a process of this run was lost\n  where:    noticed by process 0 of 2\n")

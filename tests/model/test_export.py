@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import weakref
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +82,22 @@ def test_in_two_bytes_the_answers_are_those_of_training(make_model, train, train
     assert torch.equal(logits(served), logits(trained[-1]))
     rotary = [b for n, b in served.named_buffers() if "inv_freq" in n]
     assert rotary and all(b.dtype == torch.float32 for b in rotary)
+
+
+def test_a_model_folder_is_on_the_disk_before_it_has_its_name(train, monkeypatch):
+    """Every file, its folder, and then the name: a power cut leaves a whole model or none."""
+    seen, rename = [], os.rename
+
+    def name_it(old, new):
+        seen.append(f"{Path(old).name} -> {Path(new).name}")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", name_it)
+    monkeypatch.setattr(os, "fsync", lambda handle: seen.append(os.readlink(f"/proc/self/fd/{handle}")))
+    run = train(method="full")
+    partial, named = run.path / ".model.partial", seen.index(".model.partial -> model")
+    made = {str(partial / p.relative_to(run.model_path)) for p in run.model_path.rglob("*")}
+    assert len(made) == 7 and made | {str(partial)} <= set(seen[:named]) and seen[named + 1] == str(run.path)
 
 
 def test_what_lies_beside_the_weights(train, tiny_model):

@@ -131,6 +131,38 @@ def test_models_from_elsewhere(tiny_model, tmp_path):
     assert e.value.found == "3 labels"
 
 
+def long_row(n: int):
+    from posttrain.core.sequence import Sequence
+
+    return Sequence(np.full(n, 7, np.int32), np.ones(n, np.float32), np.zeros(n, np.uint8), f"r:{n}")
+
+
+@pytest.mark.parametrize(("kind", "keys", "room"), [
+    ("Bert", {}, 64), ("Roberta", {"pad_token_id": 1}, 62), ("OPT", {"ffn_dim": 16, "word_embed_proj_dim": 16}, 64),
+    ("DebertaV2", {}, 64), ("DebertaV2", {"position_biased_input": False, "relative_attention": True}, None),
+    ("Llama", {}, None)])
+def test_a_text_longer_than_the_positions(tmp_path, kind, keys, room):
+    """Where positions are rows of a table a longer text is an error, before anything is computed."""
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(**{
+        "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_labels": 1, "num_attention_heads": 2,
+        "intermediate_size": 16, "max_position_embeddings": 64, "pad_token_id": 0} | keys)
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config)
+    model.save_pretrained(tmp_path / "model")
+    scorer = open_scorer(resolve_model(tmp_path / "model"), dtype="float32")
+    assert scorer.room == room and len(scorer([long_row(room or 200), long_row(3)])) == 2
+    if room:
+        with pytest.raises(UserError) as e:
+            scorer([long_row(3), long_row(room + 1)])
+        assert str(e.value) == (
+            "error: a text is longer than the reward model's positions\n"
+            f"  where:    reward model: {tmp_path / 'model'}\n"
+            f"  found:    {room + 1} tokens (r:{room + 1})\n  expected: at most {room}\n"
+            "  fix:      set max_length and max_new_tokens so that prompt and answer fit, or take a reward model that "
+            "reads longer texts")
+
+
 def test_a_reward_model_is_no_language_model(run, pairs, tmp_path):
     with pytest.raises(UserError, match="this is a reward model: it gives scores, not words") as e:
         posttrain.load(run)

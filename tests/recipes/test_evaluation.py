@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -23,10 +24,8 @@ COMMANDS = re.findall(r"posttrain (?:eval|sft) .*", "".join(
 @pytest.fixture
 def style(tmp_path):
     """The rows that style.py writes."""
-    from posttrain.app.rewards import load_function
-
     path = tmp_path / "style.jsonl"
-    load_function(FOLDER / "style.py", "main")(str(path))
+    runpy.run_path(str(FOLDER / "style.py"))["main"](str(path))
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 

@@ -116,7 +116,7 @@ def test_the_clipped_value_loss():
 def test_group_advantages():
     scores = torch.tensor([1.0, 0, 0, 1, 2, 2, 2, 2, 5, 1, 1, 1], dtype=torch.float64)
     groups = [scores[i:i + 4].tolist() for i in (0, 4, 8)]
-    spread = float(scores.std(unbiased=False))
+    spread = math.sqrt(sum((r - sum(g) / 4) ** 2 for g in groups for r in g) / 12)  # their mean is 0
     for kind in ("grpo", "dr_grpo", "batch", "rloo"):
         found = group_advantages(scores, 4, kind).tolist()
         for g, rewards in enumerate(groups):
@@ -127,6 +127,8 @@ def test_group_advantages():
                             "batch": (r - mean) / (spread + 1e-4), "rloo": r - (sum(rewards) - r) / 3}[kind]
                 assert math.isclose(found[4 * g + i], expected, rel_tol=1e-12, abs_tol=1e-12), kind
         assert found[4:8] == [0, 0, 0, 0], "a group of equals teaches nothing"
+        equals = torch.tensor([0.1] * 3 + [0.7] * 3 + [1 / 3] * 3, dtype=torch.float64)  # 3 × 0.1 / 3 is not 0.1
+        assert not group_advantages(equals, 3, kind).any()
 
 
 @pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "batch", "rloo"])
@@ -138,7 +140,8 @@ def test_an_answer_without_a_score_is_no_part_of_its_group(kind):
     assert (made[[1, 4, 5, 6, 7]] == 0).all()
     if kind == "batch":
         alone = torch.tensor([1.0, 4.0, 2.0], dtype=torch.float64)
-        alone = (alone - alone.mean()) / (torch.tensor([1.0, 4.0, 2.0, 3.0]).double().std(unbiased=False) + 1e-4)
+        alone = alone - alone.mean()
+        alone = alone / ((alone.square().sum() / 4).sqrt() + 1e-4)  # and the 0 of the fourth that has a score
     else:
         alone = group_advantages(torch.tensor([1.0, 4.0, 2.0], dtype=torch.float64), 3, kind)
     assert torch.allclose(made[[0, 2, 3]], alone, atol=1e-12)

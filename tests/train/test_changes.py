@@ -11,11 +11,14 @@ import pytest
 
 import posttrain
 from posttrain.app.run import Run
+from posttrain.core import ranks
+from posttrain.core.config import make_settings
 from posttrain.core.errors import SettingsError, UserError
 from posttrain.data.read import open_source
 from posttrain.train import conditions
 from posttrain.train.conditions import code_versions
 from posttrain.train.record import Record
+from posttrain.train.restore import newest_checkpoint
 
 pytestmark = pytest.mark.usefixtures("in_process_module")
 
@@ -170,6 +173,7 @@ def test_the_same_command_with_resume_begins_and_goes_on(asked, tmp_path, capsys
     """A scheduler that starts the same line again and again needs no other line for the first time."""
     asked |= {"learning_rate": None, "resume": True}
     (tmp_path / "run" / "tokenizer").mkdir(parents=True)  # what a start that was killed early leaves
+    (tmp_path / "run" / ".running").touch()
     run = posttrain.sft(**asked)
     assert f"there is no run in {run.path} yet: starting at update 0" in capsys.readouterr().err
     whole, folder = weights(run), stop_at(run, 2)
@@ -192,13 +196,80 @@ def test_no_good_checkpoint_is_no_silent_new_start(run, capsys):
     assert "no checkpoint yet: starting at update 0" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_another_model_is_refused(run):
+def test_a_checkpoint_of_another_model_is_refused(run, monkeypatch):
     folder = stop_at(run, 2)
     config = (folder / "config.yaml").read_text().replace("- all-linear", "- q_proj")
     (folder / "config.yaml").write_text(config)
+    with pytest.raises(SettingsError, match="a resumed run keeps its settings") as e:
+        posttrain.sft(output_dir=folder, resume=True, allow_changes=True)
+    assert "where:    lora_target_modules\n  found:    ['q_proj']" in str(e.value)
+    assert f"expected: ['all-linear'], as in {folder}/checkpoints/2" in str(e.value)
+    monkeypatch.setattr("posttrain.train.restore.differences", lambda *_: [])
     with pytest.raises(UserError, match="the checkpoint is not one of this model") as e:
         posttrain.sft(output_dir=folder, resume=True)
     assert "tensors differ, the first: " in e.value.found
+
+
+def test_an_edited_config_is_seen_by_the_checkpoint(run, data):
+    """All that changed is said at once: a key, the data and the code."""
+    folder = stop_at(run, 2)
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("learning_rate: 0.0002", "learning_rate: 0.05"))
+    data.write_text(ROWS.replace("a39", "b39"))
+    with pytest.raises(SettingsError) as e:
+        posttrain.sft(output_dir=folder, resume=True, weight_decay=0.1)
+    said = str(e.value)
+    assert f"where:    learning_rate\n  found:    0.05\n  expected: 0.0002, as in {folder}/checkpoints/2\n" in said
+    assert "where:    weight_decay\n  found:    0.1\n" in said and f"where:    {data}\n" in said
+    assert len(e.value.errors) == 3
+
+
+def test_a_change_that_never_reached_a_checkpoint_is_no_part_of_the_run(run, monkeypatch, capsys):
+    """Killed right after it was allowed, it stands in config.yaml, and would be taken in silence."""
+    whole, folder = weights(run), stop_at(run, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("posttrain.train.loop.accumulate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            posttrain.sft(output_dir=folder, resume=True, allow_changes=True, learning_rate=0.05)
+    assert run.config["learning_rate"] == 0.05
+    with pytest.raises(SettingsError, match="a resumed run keeps its settings") as e:
+        posttrain.sft(output_dir=folder, resume=True)
+    assert [error.where for error in e.value.errors] == ["learning_rate"]
+    assert weights(posttrain.sft(output_dir=folder, resume=True, learning_rate=2e-4)) == whole
+
+
+def test_a_damaged_newest_checkpoint_does_not_decide_what_is_in_force(run, monkeypatch):
+    folder = stop_at(run, 2)
+    state = json.loads((folder / "checkpoints" / "2" / "state.json").read_text())
+    state["in_force"] = {"pack_tokens": 77, "gradient_checkpointing": True}
+    (folder / "checkpoints" / "2" / "state.json").write_text(json.dumps(state))
+    posttrain.sft(output_dir=folder, resume=True)
+    assert run.config["pack_tokens"] == 4096 and not run.config["gradient_checkpointing"]
+
+
+def test_all_processes_go_on_from_the_checkpoint_of_the_first(tmp_path, monkeypatch):
+    settings = make_settings({"resume": True, "output_dir": str(tmp_path)})
+    monkeypatch.setattr(ranks, "first", lambda: False)
+    monkeypatch.setattr(ranks, "largest", lambda values: [5.0])
+    monkeypatch.setattr(ranks, "any_of", bool)
+    with pytest.raises(UserError, match="the processes of this run see different checkpoints") as e:
+        newest_checkpoint(settings, tmp_path, print)
+    assert e.value.found == "the first process sees 5, another does not"
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "5" / "manifest.json").touch()
+    assert newest_checkpoint(settings, tmp_path, print) == tmp_path / "checkpoints" / "5"
+    monkeypatch.setattr(ranks, "any_of", lambda flag: True)
+    with pytest.raises(ranks.LostError, match="the first process of this run finds no good checkpoint"):
+        newest_checkpoint(settings, tmp_path, print)
+
+
+def test_a_checkpoint_is_verified_once(run, monkeypatch):
+    from posttrain.model import checkpoint
+
+    folder, asked, real = stop_at(run, 2), [], checkpoint.verify
+    monkeypatch.setattr(checkpoint, "verify", lambda path: asked.append(path.name) or real(path))
+    posttrain.sft(output_dir=folder, resume=True)
+    assert asked == ["2"]
 
 
 def test_what_was_logged_before_stays_as_it_is(tmp_path):
@@ -222,5 +293,8 @@ def test_the_source_is_part_of_the_version(tmp_path, monkeypatch):
     other = code_versions()["posttrain"]
     (tmp_path / "a.py").write_text("x = 2\n")
     conditions._source.cache_clear()
-    assert len({one, other, code_versions()["posttrain"]}) == 3 and ", source " in one
+    third = code_versions()["posttrain"]
+    (tmp_path / "a.jinja").write_text("{{ x }}")
+    conditions._source.cache_clear()
+    assert len({one, other, third, code_versions()["posttrain"]}) == 4 and ", source " in one
     conditions._source.cache_clear()

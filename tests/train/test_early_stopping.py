@@ -135,8 +135,26 @@ def test_a_damaged_best_is_an_error_and_not_another_model(train, tmp_path, monke
     monkeypatch.setattr("posttrain.train.early_stopping.verify", lambda path: "the checksum of weights differs")
     with pytest.raises(UserError, match="the checkpoint of the best update is damaged") as e:
         train()
-    assert e.value.found == "the checksum of weights differs" and "it will be made anew" in e.value.fix
+    assert e.value.found == "the checksum of weights differs" and "the best is then sought anew" in e.value.fix
     assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_a_best_that_is_lost_is_said_at_the_resume(whole, tmp_path, capsys, how):
+    best = whole.status["exported_step"]
+    folder = cut_back(whole, best + 3, tmp_path / "cut")
+    lost = tmp_path / "cut" / "checkpoints" / str(best)
+    if how == "missing":
+        shutil.rmtree(lost)
+    else:
+        (lost / "state.json").write_text("{}")
+    capsys.readouterr()
+    again = posttrain.sft(output_dir=folder, resume=True)
+    assert f"the checkpoint of the best update {best} is lost (" in (said := capsys.readouterr().err)
+    assert "the best is sought anew from here on" in said
+    left = {step: loss for step, loss in validations(again).items() if step > best + 3}
+    assert again.status["exported_step"] == min(left, key=left.get) == best + 4
+    assert again.status["step"] == best + 4 + 3 * 2 and again.status["status"] == "finished"
 
 
 def test_it_needs_rows_to_validate_on(tiny_model, rows):

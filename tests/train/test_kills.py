@@ -14,7 +14,7 @@ import time
 import fresh
 import pytest
 
-CLOCK = ("tokens_per_second", "seconds")
+CLOCK = ("seconds", "tokens_per_second", "rollout_seconds", "reward_seconds", "collection_seconds")
 WORDS = ("red", "green", "blue", "one", "two", "three", "cat", "dog", "bird", "sun", "moon", "sky")
 
 

@@ -183,6 +183,44 @@ def test_at_ratio_one_grpo_is_reinforce():
             assert torch.allclose(p.grad, found[name], atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "batch", "rloo"])
+def test_advantages_are_of_the_raw_scores(kind):
+    """In the second collection as in the first: no running statistics, and the penalty in units of the score."""
+    objective, models, _ = stage(objective="grpo", num_generations=3, advantages=kind, missing_eos_penalty=2.5)
+    for collection in range(2):
+        answers = models.rollout(prompts(), collection, 3)
+        assert {a.stopped for a in answers} == {True, False}
+        told = objective._judge(answers, models)
+        assert told == [float(a.sequence.ids.sum() % 7) for a in answers]
+        worth = [s - (0 if a.stopped else 2.5) for s, a in zip(told, answers, strict=True)]
+        groups = [worth[i:i + 3] for i in range(0, len(worth), 3)]
+        centred = [r - sum(g) / 3 for g in groups for r in g]
+        over_all = (sum(c * c for c in centred) / len(centred)) ** 0.5
+        for n, (answer, c) in enumerate(zip(answers, centred, strict=True)):
+            group = groups[n // 3]
+            expected = {"grpo": c / (np.std(group) + 1e-4), "dr_grpo": c, "batch": c / (over_all + 1e-4),
+                        "rloo": worth[n] - (sum(group) - worth[n]) / 2}[kind]
+            assert answer.sequence.facts["advantage"] == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_the_samplers_gap_is_of_each_token():
+    """Gaps of both signs do not cancel, and each answer is held against itself, wherever it lies."""
+    objective, models, _ = stage()
+    sample = models.rollout
+
+    def off(packs, collection, group=1, greedy=False):
+        made = sample(packs, collection, group, greedy)
+        for a in made:
+            a.logprobs = [x + 0.5 * (-1) ** i for i, x in enumerate(a.logprobs)]
+        return made[::-1]
+
+    next(objective.collect(prompts(), models))
+    assert objective.facts["sampler_gap"] < 1e-6
+    models.rollout = off
+    next(objective.collect(prompts(), models))
+    assert objective.facts["sampler_gap"] == pytest.approx(0.5, abs=1e-6)
+
+
 def test_a_small_move_ends_a_collection():
     objective, models, _ = stage(early_stop_kl=0.01)
     batches = objective.collect(prompts(), models)

@@ -10,7 +10,7 @@ import shutil
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import posttrain
 from posttrain.core.errors import UserError
@@ -32,9 +32,9 @@ def train(tiny_model, pairs, tmp_path):
     def run(name="run", **values):
         asked = {"model": tiny_model, "data": str(pairs), "max_steps": 6, "batch_size": 8, "dtype": "float32",
                  "learning_rate": 3e-3, "output_dir": tmp_path / name}
-        console = Console(file=io.StringIO(), width=300)
-        made = posttrain.dpo(console=console, **(asked | values))
-        made.said = console.file.getvalue()
+        run.out = io.StringIO()
+        made = posttrain.dpo(console=Console(file=run.out, width=300), **(asked | values))
+        made.said = run.out.getvalue()
         return made
     return run
 
@@ -94,6 +94,43 @@ def test_a_resumed_run_is_the_run(train, sft_run, tiny_model, tmp_path, method, 
         assert file.read_bytes() == (resumed.model_path / file.name).read_bytes()
 
 
+def test_a_reference_that_is_lost_is_said_at_once(train, tmp_path):
+    cut = interrupted(train(method="full", save_steps=3).path, tmp_path)
+    path = cut / "reference.safetensors"
+    good = path.read_bytes()
+    flipped, differs = good[:-1] + bytes([good[-1] ^ 1]), "its checksum differs"
+    for harm, found in ((flipped, differs), (good[:50], differs), (None, "it is missing")):
+        path.unlink()
+        if harm is not None:
+            path.write_bytes(harm)
+        with pytest.raises(UserError, match="the reference of this run is lost") as e:
+            posttrain.dpo(output_dir=cut, resume=True, console=Console(file=io.StringIO()))
+        assert e.value.where == str(path) and e.value.found == found and "bring it back from a copy" in e.value.fix
+        path.write_bytes(good)
+    assert posttrain.dpo(output_dir=cut, resume=True, console=Console(file=io.StringIO())).status["step"] == 6
+
+
+def test_a_reference_of_another_start_is_not_taken_up(train, tiny_model, tmp_path, monkeypatch):
+    """One that was killed before its first checkpoint left a file; it counts where nothing has changed since."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+
+    def begin(**values):
+        with monkeypatch.context() as patch:
+            patch.setattr("posttrain.train.loop.accumulate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                train(method="full", model=model, **values)
+        return (tmp_path / "run" / "reference.safetensors").read_bytes()
+
+    first = begin()
+    assert begin(resume=True) == first and ", 0 of them computed now" in train.out.getvalue()
+    path = model / "model.safetensors"
+    save_file({name: t * 1.01 for name, t in load_file(path).items()}, path, metadata={"format": "pt"})
+    assert begin(resume=True) != first and ", 0 of them computed now" not in train.out.getvalue()
+    (tmp_path / "run" / "reference.safetensors").write_bytes(first[:50])
+    assert len(begin(resume=True)) == len(first)
+
+
 def test_a_row_that_the_reference_does_not_know(train, pairs, tmp_path):
     data = tmp_path / "own.jsonl"
     shutil.copy(pairs, data)
@@ -102,6 +139,28 @@ def test_a_row_that_the_reference_does_not_know(train, pairs, tmp_path):
     with pytest.raises(UserError, match="the reference does not know a row of this run") as e:
         posttrain.dpo(output_dir=cut, resume=True, allow_changes=True, console=Console(file=io.StringIO()))
     assert "own.jsonl:" in e.value.found and "start a new run" in e.value.fix
+    assert len((cut / "metrics.jsonl").read_text().splitlines()) == 3, "said before an update"
+
+
+def test_a_longer_run_has_rows_that_the_reference_never_saw(train, tmp_path):
+    """Of method: full what came after the first max_steps was never computed: said at once, before an update."""
+    cut = interrupted(train(method="full", max_steps=3, save_steps=2).path, tmp_path)
+    lines = (cut / "metrics.jsonl").read_text().splitlines()[:2]
+    with pytest.raises(UserError, match="the reference does not know a row of this run") as e:
+        posttrain.dpo(output_dir=cut, resume=True, allow_changes=True, max_steps=6,
+                      console=Console(file=io.StringIO()))
+    assert "pairs.jsonl:" in e.value.found and "put data, max_steps and num_train_epochs back" in e.value.fix
+    assert (cut / "metrics.jsonl").read_text().splitlines() == lines
+    again = posttrain.dpo(output_dir=cut, resume=True, allow_changes=True, max_steps=3, learning_rate=1e-3,
+                          console=Console(file=io.StringIO()))
+    assert again.status["status"] == "finished" and len(again.metrics) == 3
+
+
+def test_a_second_epoch_of_known_rows_may_follow(train, tmp_path):
+    cut = interrupted(train(method="full", max_steps=6, save_steps=4).path, tmp_path)  # all 44 pairs
+    run = posttrain.dpo(output_dir=cut, resume=True, allow_changes=True, max_steps=9,
+                        console=Console(file=io.StringIO()))
+    assert len(run.metrics) == 9
 
 
 def test_another_verb_does_not_resume_it(train):

@@ -20,33 +20,8 @@ KEYS = {"reward", "reward_std", "kl", "k1", "k3", "kl_coef", "entropy", "answer_
 
 
 @pytest.fixture
-def fn(tmp_path):
-    path = tmp_path / "fn.py"
-    path.write_text("def score(prompts, answers, rows):\n"
-                    "    return [a.count('e') - 0.1 * len(a) for a in answers]\n\n\n"
-                    "def nan(prompts, answers, rows):\n    return [float('nan') for _ in answers]\n\n\n"
-                    "def same(prompts, answers, rows):\n    return [1 for _ in answers]\n\n\n"
-                    "def unsure(prompts, answers, rows):\n"
-                    "    return [None if 'e' in a else len(a) for a in answers]\n\n\n"
-                    "unsure.abstains = True\n\n\n"
-                    "def mute(prompts, answers, rows):\n    return [None for _ in answers]\n\n\n"
-                    "mute.abstains = True\n\n\n"
-                    "def raises(prompts, answers, rows):\n    return [row['gold'] for row in rows]\n")
-    return path
-
-
-@pytest.fixture
-def train(tiny_model, rows, tmp_path, fn):
-    def run(verb="ppo", name="run", **values):
-        asked = {"model": tiny_model, "data": f"{rows}[#24]", "max_steps": 12, "batch_size": 8, "dtype": "float32",
-                 "minibatches": 2, "max_new_tokens": 8, "max_length": 64, "learning_rate": 3e-3, "save_steps": 4,
-                 "save_total_limit": 9, "reward": f"{fn}:score", "output_dir": tmp_path / name}
-        if verb == "grpo":
-            asked |= {"num_generations": 2, "max_steps": 6}
-        if verb == "online_dpo":
-            asked |= {"max_steps": 6}
-        return getattr(posttrain, verb)(**(asked | values))
-    return run
+def train(sampled_run):
+    return sampled_run
 
 
 def timeless(run):

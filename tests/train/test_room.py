@@ -85,6 +85,66 @@ def test_an_update_repeated_is_the_update(run, gradients, monkeypatch, capsys, t
     assert f"pack_tokens = {state['in_force']['pack_tokens']}: in force at the checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["ppo", "grpo", "online_dpo"])
+def test_a_collection_repeated_is_the_collection(tiny_model, rows, tmp_path, monkeypatch, gradients, capsys, verb):
+    """Its scores are counted once, and its packs, those that a reward adapter sees too, are the smaller ones."""
+    from posttrain.train.rewards import RoleReward
+
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"prompt": f"say {a}", "chosen": f"{a}.", "rejected": f"no {a}"}) + "\n"
+                             for a in ("red", "green", "blue", "one")))
+    keys = {"model": tiny_model, "dtype": "float32", "max_length": 32}
+    reward = posttrain.reward(data=str(pairs), max_steps=2, batch_size=4, learning_rate=1e-2,
+                              output_dir=tmp_path / "reward", **keys)
+    gradients[:] = []
+    seen, asked, real, real_reward = [], [], Forward.hidden, RoleReward.__call__
+
+    def run(name):
+        return getattr(posttrain, verb)(
+            data=f"{rows}[#16]", reward=str(reward.path), max_steps=4, batch_size=8, max_new_tokens=8, save_steps=1,
+            pack_tokens=320, learning_rate=3e-3, minibatches=1 if verb == "ppo" else 2, output_dir=tmp_path / name,
+            **({"num_generations": 2} if verb == "grpo" else {}), **keys)
+
+    def watched(self, pack):
+        if torch.is_grad_enabled() and pack.origins[0] != "rehearsal":
+            seen.append(len(pack.ids_T))
+        return real(self, pack)
+
+    whole = run("whole")
+    expected, gradients[:] = list(gradients), []
+    capsys.readouterr()
+    monkeypatch.setattr(Forward, "hidden", watched)
+    monkeypatch.setattr(RoleReward, "__call__", lambda self, answers: asked.append(self.pack_tokens) or real_reward(
+        self, answers))
+    run_out(monkeypatch, 1)
+    less = run("less")
+    said = capsys.readouterr().err
+    assert said.count("the same update again with pack_tokens = 160") == said.count("memory ran out") == 1
+    assert asked == [320, 160, 160] and seen[0] > 160 >= max(seen[1:]), seen
+    assert len(gradients) == len(expected) == 4 and close(gradients[0], expected[0])
+    for made, wanted in zip(gradients, expected, strict=True):  # Adam makes more of what is rounding at first
+        one, two = (torch.cat([g.flatten() for g in grads]) for grads in (made, wanted))
+        assert (one - two).norm() <= 1e-4 * two.norm()
+    found = [json.loads((r.path / "checkpoints" / "2" / "state.json").read_text())["objective"] for r in (whole, less)]
+    assert found[0]["scores"][0] == found[1]["scores"][0] == (8 if verb == "ppo" else 16)
+    assert found[1]["scores"] == pytest.approx(found[0]["scores"], rel=1e-5)
+    for line, other in zip(whole.metrics, less.metrics, strict=True):
+        for name in ("reward", "kl", "entropy", "sampler_gap"):
+            assert other[name] == pytest.approx(line[name], rel=1e-3, abs=1e-5), name
+
+
+def test_a_pair_is_never_split(tiny_model, tmp_path, monkeypatch):
+    """Packs give way down to what holds both answers."""
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"prompt": f"say {a} {b}", "chosen": f"{a} {b}.", "rejected": f"no {a} {b}"}) +
+                             "\n" for a in ("red", "green", "blue", "one") for b in ("two", "sun")))
+    run_out(monkeypatch, 2)
+    made = posttrain.dpo(model=tiny_model, data=str(pairs), dtype="float32", max_length=24, pack_tokens=72,
+                         max_steps=2, batch_size=4, save_steps=1, output_dir=tmp_path / "run")
+    state = json.loads((made.path / "checkpoints" / "1" / "state.json").read_text())
+    assert state["in_force"] == {"pack_tokens": 48, "gradient_checkpointing": True}
+
+
 def test_where_nothing_gives_way_the_remedy_is_named(run, monkeypatch):
     run_out(monkeypatch, 99)
     with pytest.raises(UserError, match="the GPU's memory ran out") as e:

@@ -1,7 +1,10 @@
 """A reward function that raises, hangs, or returns what is no reward: each is one clear error."""
 
 import threading
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,6 +34,14 @@ def test_any_list_of_numbers_will_do(made):
     assert ask_reward(lambda *a: made, "x", *ASKED) == [1.0, 2.0]
 
 
+@pytest.mark.parametrize("made", [
+    [np.float32(1), np.float64(2)], [torch.tensor(1.0), torch.tensor(2, dtype=torch.bfloat16)],
+    (np.array(1.0), Fraction(2)), [np.int64(1), Decimal(2)], [True, torch.tensor([2.0])]])
+def test_whatever_float_takes_is_a_number(made):
+    found = ask_reward(lambda *a: made, "x", *ASKED)
+    assert found == [1.0, 2.0] and [type(x) for x in found] == [float, float]
+
+
 def test_one_that_raises():
     def score(prompts, answers, rows):
         return [row["gold"] for row in rows]
@@ -55,7 +66,10 @@ def test_a_wrong_count():
         "  found:    1\n  expected: 2, one per answer")
 
 
-@pytest.mark.parametrize(("bad", "shown"), [(float("nan"), "nan"), (float("inf"), "inf"), (None, "None"), ("1", "'1'")])
+@pytest.mark.parametrize(("bad", "shown"), [
+    (float("nan"), "nan"), (float("inf"), "inf"), (None, "None"), ("1", "'1'"), (b"1", "b'1'"),
+    (np.float32("nan"), "nan"), (10**400, "1" + "0" * 199), ([1.0], "[1.0]"), (1j, "1j"),
+    (torch.tensor([1, 2]), "tensor([1, 2])")])
 def test_no_finite_number(bad, shown):
     assert error_of(lambda *a: [1.0, bad]) == (
         "error: the reward function returned something that is no finite number\n  where:    reward: fn.py:score\n"

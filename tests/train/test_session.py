@@ -243,7 +243,8 @@ def test_a_resumed_run_keeps_its_settings(train, tmp_path, capsys):
         posttrain.sft(output_dir=folder, resume=True, learning_rate=1e-5, batch_size=4)
     said = str(e.value)
     assert "a resumed run keeps its settings" in said and "where:    learning_rate" in said
-    assert f"expected: 0.003, as in {folder}/config.yaml" in said and "drop batch_size, or start a new run" in said
+    assert f"expected: 0.003, as in {folder}/checkpoints/4" in said
+    assert "put batch_size back, or start a new run" in said
     posttrain.sft(output_dir=folder, resume=True, save_steps=5)
     assert "save_steps = 5: 2 before" in capsys.readouterr().err
 

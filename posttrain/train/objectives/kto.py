@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -19,8 +20,9 @@ class KTO(Objective):
     """loss_i = w (1 − σ(±β (r_i − z))),   mean over answers i; + for good ones, − for bad ones.
 
     r_i = log π(y_i|x_i) − log π_ref(y_i|x_i), and z = max(0, mean_i of log π(y_j|x_i) − log π_ref(y_j|x_i)) over all
-    rows of the update, on all processes, j being the row after i (Ethayarajh et al. 2024, eq. 7 and section 4.1): each
-    prompt with an answer that is not its own estimates how far the policy has moved. No gradient flows through z.
+    rows of the update, on all processes, j being a row after i with another prompt (Ethayarajh et al. 2024, eq. 7 and
+    section 4.1): each prompt with an answer to something else estimates how far the policy has moved. No gradient flows
+    through z, and where all prompts of an update are the same it is 0.
     """
 
     rows = frozenset({"label"})
@@ -38,14 +40,12 @@ class KTO(Objective):
         return torch.tensor(float(len(pack.lengths))) - pack.columns["mismatch"].sum().cpu()
 
     def arrange(self, atoms):
-        """The rows and, for z, each prompt with the next row's answer: of one row alone there is none, and z is 0."""
+        """The rows and, for z, each prompt with an answer to another one: where there is no other, the rows alone."""
         rows = [s for atom in atoms for s in atom]
         for s in rows:
             s.facts = {**s.facts, "mismatch": 0.0}
-        if len(rows) == 1:
-            return [rows]
-        others = zip(rows, rows[1:] + rows[:1], strict=True)
-        return [[own, _mismatch(own, other, len(rows) + i)] for i, (own, other) in enumerate(others)]
+        return [[own] if other is None else [own, _mismatch(own, other, len(rows) + i)]
+                for i, (own, other) in enumerate(zip(rows, _others(rows), strict=True))]
 
     def collect(self, packs, models):
         yield self._with_z(self.held(list(packs), models), models)
@@ -98,9 +98,25 @@ class KTO(Objective):
                               "reward_bad": (reward_S[~good_S].sum(), bad)}
 
 
+def _others(rows: list[Sequence]) -> list[Sequence | None]:
+    """To each row one with another prompt: of rows in runs of k that share theirs the one k places on, so that each
+    answer serves once; else the next that there is, or None."""
+    prompts = [s.ids[:_start(s)].tobytes() for s in rows]
+    alike, count = Counter(prompts), len(rows)
+    if len(alike) == 1:
+        return [None] * count
+    return [next(rows[j % count] for j in (*range(i + alike[mine], i + count), *range(i + 1, i + alike[mine]))
+                 if prompts[j % count] != mine) for i, mine in enumerate(prompts)]
+
+
+def _start(s: Sequence) -> int:
+    """Where an answer begins."""
+    return int(np.flatnonzero(s.weights)[0])
+
+
 def _mismatch(asked: Sequence, answered: Sequence, number: int) -> Sequence:
     """One row's prompt with another's answer, no longer than the longer of the two."""
-    starts = [int(np.flatnonzero(s.weights)[0]) for s in (asked, answered)]
+    starts = [_start(asked), _start(answered)]
     most = max(len(asked), len(answered))
     parts = [np.concatenate([a[:starts[0]], b[starts[1]:]])[:most] for a, b in (
         (asked.ids, answered.ids), (asked.weights, answered.weights), (asked.reasons, answered.reasons))]

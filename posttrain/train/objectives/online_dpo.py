@@ -25,6 +25,7 @@ class OnlineDPO(Reinforce):
     """
 
     group = together = 2
+    normalizes = True  # changes no order; the penalty is in deviations of the scores
     needs = frozenset({"logprobs"})
 
     def __init__(self, settings):

@@ -19,6 +19,10 @@ class PPO(Reinforce):
     """
 
     @property
+    def normalizes(self):
+        return self.settings.normalize_reward
+
+    @property
     def needs(self):
         """The critic learns alone during its warm-up."""
         if self.state["collection"] < self.settings.critic_warmup:
