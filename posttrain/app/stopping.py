@@ -31,7 +31,7 @@ def end_with_launcher() -> None:
     torchrun runs in the launcher itself, so that it is the parent.
     """
     launcher = os.environ.get("POSTTRAIN_LAUNCHER", "")
-    if not launcher or sys.platform != "linux":
+    if launcher in ("", str(os.getpid())) or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != int(launcher):  # it went before the system knew

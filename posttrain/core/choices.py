@@ -43,8 +43,9 @@ def choices(settings: Settings) -> list[tuple[str, Any, str]]:
 def saving(settings: Settings, collections: int) -> tuple[str, int, str]:
     """`save_steps` of a run of so many collections that sets none: every tenth, in a short run each third of it."""
     every = max(1, min(10, collections // 3))
+    often = "each" if every == 1 else f"every {every}"
     return ("save_steps", every * updates_per_batch(settings),
-            f"every {every} of {collections} collections: a guard that stops the run after them leaves a checkpoint")
+            f"{often} of {collections} collections: a run that a guard stops later has a checkpoint")
 
 
 def _short(rate: float) -> str:

@@ -100,11 +100,17 @@ def one_by_one_reason(model) -> str | None:
         return "its adapter adds virtual tokens to the cache"
     base = _plain_model(model)
     accepted = inspect.signature(base.forward).parameters
-    if getattr(base, "_is_stateful", False) or not {"past_key_values", "attention_mask"} <= set(accepted):
+    if getattr(base, "_is_stateful", False) or "attention_mask" not in accepted or not cache_keyword(base):
         return "its state is no cache of keys and values"
     if slot_layers(base.config) is None:
         return "some of its layers keep a state that cannot be padded"
     return None
+
+
+def cache_keyword(base) -> str | None:
+    """What a model's forward calls the cache of keys and values: `cache` from transformers 5.24 on."""
+    accepted = inspect.signature(base.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in accepted), None)
 
 
 def _plain_model(model):
@@ -178,7 +184,9 @@ class _Batch:
         self.cache = SlotCache(slot_layers(base.config), self.slots, longest + max(1, min(self.most, 256)))
         accepted = inspect.signature(base.forward).parameters
         self.takes_positions = "position_ids" in accepted
-        self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.always = {"use_cache": True, cache_keyword(base): self.cache}
+        if "logits_to_keep" in accepted:
+            self.always["logits_to_keep"] = 1
 
     def run(self) -> None:
         while self.queue or self.live:
@@ -228,7 +236,7 @@ class _Batch:
     def _forward(self, ids_BL: torch.Tensor, lengths: list[int], width: int) -> torch.Tensor:
         """Last-position logits [B, V] of the rows in the window; `width` columns are seen at the end of the prefill."""
         seen = self.cache.window.filled + ids_BL.shape[1]
-        extra = dict(self.last_only)
+        extra = dict(self.always)
         pads = [width - n for n in lengths]
         pads_B1 = torch.tensor(pads, device=self.device)[:, None]
         if any(pads):
@@ -236,8 +244,7 @@ class _Batch:
         if self.takes_positions:
             columns = torch.arange(self.cache.window.filled, seen, device=self.device)
             extra["position_ids"] = (columns - pads_B1).clamp_(min=0)
-        out = self.base(input_ids=ids_BL, past_key_values=self.cache, use_cache=True, **extra)
-        return out.logits[:, -1]
+        return self.base(input_ids=ids_BL, **extra).logits[:, -1]
 
     def _step(self) -> None:
         """One new token for every live row."""

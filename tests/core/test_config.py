@@ -80,8 +80,9 @@ def test_a_short_run_is_saved_too(steps, every, collections, made):
     """At least one checkpoint in each third of a run; and updates that are made beyond max_steps are told."""
     found = {key: (value, why) for key, value, why in choices(make_settings(
         {"objective": "grpo", "reward": "exact", "max_steps": steps}))}
-    assert found["save_steps"] == (4 * every, f"every {every} of {collections} collections: a guard that stops the run "
-                                              "after them leaves a checkpoint")
+    often = {1: "each", 2: "every 2", 10: "every 10"}[every]
+    assert found["save_steps"] == (
+        4 * every, f"{often} of {collections} collections: a run that a guard stops later has a checkpoint")
     assert found.get("max_steps") == (made and (steps, f"made in whole collections of 4 updates, so {made} are made"))
     assert "save_steps" not in {key for key, _, _ in choices(make_settings(
         {"objective": "grpo", "reward": "exact", "max_steps": steps, "save_steps": 3}))}
