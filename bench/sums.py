@@ -54,7 +54,7 @@ def main() -> None:
             before, after, run = learn(Path(where), seed, **json.loads(asked.set))
             lines = [line for line in run.metrics if "reward" in line]
         print(f"| {seed} | {before:.1%} | {after:.1%} | {lines[0]['reward']:.1%}, {lines[-1]['reward']:.1%} "
-              f"| {run.metrics[-1]['step']} |", flush=True)
+              f"| {lines[-1]['step']} |", flush=True)
 
 
 if __name__ == "__main__":

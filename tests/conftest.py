@@ -93,9 +93,7 @@ class InProcessLoader:
         from posttrain.data.render import Renderer
 
         if self.settings.objective in ("ppo", "grpo", "online_dpo"):
-            from posttrain.data.prompts import PromptRenderer
-
-            self.make = partial(PromptRenderer, spec)
+            self.make = partial(Renderer, spec)
             return
         self.make = partial(Renderer, spec, train_on=self.settings.train_on, overlong=self.settings.overlong)
 

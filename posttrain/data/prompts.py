@@ -21,12 +21,10 @@ from .preferences import (
     Labelled,
     fit_judged,
 )
-from .render import Renderer
 
 PROMPTS = ("prompt", "question", "instruction", "query", "problem")
 ANSWERS = ("response", "answer", "output", "completion", "solution")
 NO_ANSWER = "\0answer"  # no column of a file has this name
-PromptRenderer = Renderer  # the name that tests/conftest.py knows
 
 
 class PromptFormat:

@@ -22,7 +22,7 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # the tokenizer's tables (136 MB for the 151,936 entries of Qwen3's).
 RUNTIME, TOKENIZER = 190 << 20, 900
 MOST = 16384  # tokens of a pack beyond which a forward gains nothing
-STEP, TRIES = 128, 5  # the largest pack is sought in steps, by so many traces at most
+STEP = 128  # the largest pack is a multiple of it
 SHORTEST = 128  # rows shorter than this are no answer to a full memory
 
 
@@ -210,13 +210,14 @@ class Planner:
             if high == most:
                 return most
             low, high = high, min(most, 4 * high)
-        for _ in range(TRIES):  # memory is nearly linear in the tokens: between the two, where the line says
-            share = (available - peak(low)) / (peak(high) - peak(low))
-            tokens = max(low + STEP, int(low + share * (high - low))) // STEP * STEP
-            if tokens >= high or share < 0.02:
-                break
+        guess = low + int((available - peak(low)) / (peak(high) - peak(low)) * (high - low))  # memory is nearly linear
+        while high - low > STEP:
+            tokens = max(low + 1, min(guess, high - 1)) // STEP * STEP
+            tokens = tokens if tokens > low else (low // STEP + 1) * STEP
             low, high = (tokens, high) if peak(tokens) <= available else (low, tokens)
-        return low
+            guess = (low + high) // 2
+        whole = (low // least + 1) * least  # packs of whole sequences may take less than a little smaller ones
+        return whole if whole <= most and peak(whole) <= available else low
 
     def change(self, available: int) -> dict[str, Any] | None:
         """The fewest keys whose change makes the run fit, the mildest first; None where nothing does."""
