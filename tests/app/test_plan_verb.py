@@ -40,8 +40,10 @@ def test_a_config_is_enough(config, capsys):
     assert found["methods"]["full"]["gradient_checkpointing"]["peak_bytes"] < found["peak_bytes"]
     assert found["largest_pack_tokens"] == 16384 and found["traced"] and found["updates"] is None
     assert found["disk"]["checkpoint_bytes"] == 12 * found["parameters"]
-    assert plan(capsys, config / "config.json", "--method", "full", "--dtype", "bfloat16", "--memory", "8",
-                ) | {"model": 0} == found | {"model": 0}
+    again = plan(capsys, config / "config.json", "--method", "full", "--dtype", "bfloat16", "--memory", "8")
+    for one in (found, again):
+        assert one["disk"].pop("free_bytes") > 0
+    assert again | {"model": 0} == found | {"model": 0}
 
 
 def test_flops_of_a_token_are_six_a_weight_and_attention(config, capsys):

@@ -216,7 +216,7 @@ def test_an_impossible_plan_stops_before_a_weight_is_read(tiny_model, rows, tmp_
 def test_a_pack_too_large_is_refused_before_the_rehearsal(tiny_model, rows, tmp_path, in_process, monkeypatch):
     import posttrain
 
-    monkeypatch.setattr(rehearsal, "available", lambda device: 225 << 20)
+    monkeypatch.setattr(rehearsal, "available", lambda device: 180 << 20)
     monkeypatch.setattr(rehearsal.Memory, "now", lambda self: 0)
     monkeypatch.setattr(rehearsal, "rehearse", lambda *_, **__: pytest.fail("it was rehearsed"))
     with pytest.raises(UserError, match="does not fit") as e:
