@@ -19,7 +19,7 @@ METHODS = ("full", "lora", "qlora")
 # NF4 with double quantization (Dettmers et al. 2023, §3): 4 bits, an 8-bit constant per 64, a float32 per 64 · 256.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # What a process on CPU takes besides tensors: pages of libraries that the first products touch and compiled kernels;
-# the tokenizer's tables, by entry (136 MB for Qwen3's 151,936); and holes that the tensors of a layer leave in the heap,
+# the tokenizer's tables, by entry (136 MB for Qwen3's 151,936); holes that a layer's tensors leave in the heap,
 # as so many hidden states of every token. Set from the runs in docs/memory.md.
 RUNTIME, TOKENIZER, HOLES = 142 << 20, 900, 24
 MOST = 16384  # tokens of a pack beyond which a forward gains nothing
