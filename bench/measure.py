@@ -55,8 +55,10 @@ class Watch:
 
 def as_posttrain() -> dict[str, str]:
     """The environment of a process that `posttrain` started: its heap (core/process.py), this checkout, no network."""
+    from posttrain.core.process import NO_CACHES
+
     root = str(Path(__file__).resolve().parent.parent)
-    return os.environ | {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0", "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
+    return os.environ | {"GLIBC_TUNABLES": NO_CACHES, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
 
 
 @contextlib.contextmanager

@@ -92,9 +92,6 @@ class InProcessLoader:
     def tokenizer(self, spec):
         from posttrain.data.render import Renderer
 
-        if self.settings.objective in ("ppo", "grpo", "online_dpo"):
-            self.make = partial(Renderer, spec)
-            return
         self.make = partial(Renderer, spec, train_on=self.settings.train_on, overlong=self.settings.overlong)
 
     def judge(self):

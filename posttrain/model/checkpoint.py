@@ -47,13 +47,13 @@ def save_checkpoint(folder: Path, step: int, files: Files, state: dict[str, Any]
             parts = sorted(p for p in partial.iterdir())
             _write_json(partial / MANIFEST, {"step": step, "files": {
                 p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in parts}})
-            _flush_folder(partial)
+            flush_folder(partial)
             fault_point("save.manifest")
             if final.exists():  # damaged, or its manifest would have been good
                 shutil.rmtree(final)
             partial.rename(final)
             for parent in (folder, folder.parent):
-                _flush_folder(parent)
+                flush_folder(parent)
             fault_point("save.renamed")
     if keep is not None:
         _prune(folder, step, keep, best)
@@ -200,7 +200,7 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _flush_folder(path: Path) -> None:
+def flush_folder(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from .checkpoint import _flush_folder, flush, writing
+from .checkpoint import flush, flush_folder, writing
 from .heads import PREFIX
 from .identity import write_base
 from .policy import Policy
@@ -46,12 +46,12 @@ def export_model(folder: Path, policy: Policy, masters: Masters, spec: Any, card
             generation_config(policy.model, spec).save_pretrained(partial)
         (partial / "README.md").write_text(card, "utf-8")
         for path in partial.rglob("*"):
-            _flush_folder(path) if path.is_dir() else flush(path)
-        _flush_folder(partial)
+            flush_folder(path) if path.is_dir() else flush(path)
+        flush_folder(partial)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
-        _flush_folder(folder.parent)
+        flush_folder(folder.parent)
     return folder
 
 

@@ -250,7 +250,7 @@ class Planner:
             asked = {"method": "qlora", "gradient_checkpointing": True, "pack_tokens": shortest}
             shorter = self.settings.model_copy(update={"max_length": shortest})
             planner = replace(self, settings=shorter, _traced={})
-            planner.__dict__["model"] = self.model
+            planner.model = self.model  # the same, built already
             if planner.fits(asked, available):
                 kept = {k: v for k, v in asked.items() if v != getattr(self.settings, k)}
                 return kept | {"max_length": shortest}

@@ -20,7 +20,7 @@ from ..core.config import Settings
 from ..core.errors import UserError
 from ..core.pack import Pack
 from ..core.sequence import Sequence
-from ..model.checkpoint import _flush_folder, flush, sha256, writing
+from ..model.checkpoint import flush, flush_folder, sha256, writing
 from ..model.forward import Forward, Outputs
 from ..model.halves import split
 from ..model.policy import Policy, kept_wide
@@ -145,7 +145,7 @@ class Remembered:
                       metadata={"under": under})
             flush(beside)
             beside.replace(self.path)
-            _flush_folder(self.path.parent)
+            flush_folder(self.path.parent)
         return sha256(self.path)
 
     def answers(self, pack: Pack) -> torch.Tensor:

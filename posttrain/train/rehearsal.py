@@ -91,8 +91,7 @@ def hold_rehearsal(loop: Loop, policy: Policy, head: Head, memory: Memory, plann
         began = time.perf_counter()
         planner.settings = loop.settings
         tokens, several = largest_pack(loop.settings.pack_tokens, head, loop.loader.total)
-        if len(head.updates) >= loop.loader.total and not settings.is_sampled:
-            planner.most = max(head.updates, default=None)
+        planner.most = None if settings.is_sampled else known_most(head, loop.loader.total)
         if settings.is_sampled:  # what will be sampled is not known yet: every answer as long as it may be
             answers = -(-settings.batch_size * loop.objective.group // settings.minibatches)
             tokens, several = min(loop.settings.pack_tokens, answers * settings.longest), True
@@ -160,13 +159,17 @@ def made_up_pack(tokens: int, longest: int, vocabulary: int, per_atom: int = 1) 
     return pack
 
 
+def known_most(head: Head, updates: int) -> int | None:
+    """Tokens of the largest update, where the head holds every update of the run."""
+    return max(head.updates, default=None) if len(head.updates) >= updates else None
+
+
 def largest_pack(pack_tokens: int, head: Head, updates: int) -> tuple[int, bool]:
     """(tokens of the largest pack that a run of so many updates can have, whether an update may be several packs).
 
     That is `pack_tokens`, or less where the head holds every update of the run and the largest of them is smaller.
     """
-    if head.updates and len(head.updates) >= updates:
-        most = max(head.updates)
+    if (most := known_most(head, updates)) is not None:
         return max(1, min(pack_tokens, most)), most > pack_tokens
     if len(head.updates) < 2:
         return pack_tokens, True

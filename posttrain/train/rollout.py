@@ -37,7 +37,7 @@ class Rollout:
     """Samples answers of a role (`policy` in training) through the one sampler, which shares prompts and refills slots.
 
     Answer i of prompt p in collection n has randomness of its own, from (seed, n, p, i): neither the batch, its size
-    nor the number of processes changes it (test_rollout.py::test_slots_change_nothing).
+    nor the number of processes changes it (test_ppo.py::test_slots_change_nothing).
     """
 
     def __init__(self, role: Any, spec: Any, *, max_new_tokens: int, temperature: float, seed: int,

@@ -89,10 +89,9 @@ def test_an_adapter_is_planned_in_its_own_shape(tiny_model, rows, tmp_path, caps
     import posttrain
 
     run = posttrain.sft(model=tiny_model, data=str(rows), output_dir=tmp_path / "run", lora_r=2, max_steps=1)
-    trained = sum(t.numel() for t in run.adapter_tensors()) if hasattr(run, "adapter_tensors") else None
     found = plan(capsys, run.path)
     fresh = plan(capsys, tiny_model, "--lora_r", "2")
-    assert found["trained_parameters"] == (trained or fresh["trained_parameters"])
+    assert found["trained_parameters"] == fresh["trained_parameters"]
 
 
 def test_what_the_objective_needs_is_planned(tiny_model, capsys):

@@ -16,7 +16,7 @@ class GRPO(Reinforce):
 
     w_t and the units follow `length_norm`: `sequence` (1 / length of the answer, per answer: Shao et al. 2024, eq. 3),
     `token` (1, per token of the minibatch: Yu et al. 2025), `constant` (1, per answer · max_new_tokens: Liu et al.
-    2025). At ratio 1 the gradient is REINFORCE's (test_grpo.py::test_at_ratio_one_it_is_reinforce).
+    2025). At ratio 1 the gradient is REINFORCE's (test_ppo.py::test_at_ratio_one_grpo_is_reinforce).
     """
 
     def __init__(self, settings):
