@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,9 +89,9 @@ class InProcessLoader:
         pass
 
     def tokenizer(self, spec):
-        from posttrain.data.render import Renderer
+        from posttrain.data.render import rendering
 
-        self.make = partial(Renderer, spec, train_on=self.settings.train_on, overlong=self.settings.overlong)
+        self.make = rendering(self.settings, spec)
 
     def judge(self):
         from posttrain.data.judge import check_lost

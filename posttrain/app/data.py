@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -132,12 +131,11 @@ def _picked(console: Console, command: Command, rendered, spec) -> None:
 
 def renderer_of(settings: Settings, spec):
     """The renderer of a run with these settings, its thinking switch decided as a run decides it."""
-    from posttrain.data.render import Renderer
+    from posttrain.data.render import rendering
     from posttrain.data.updates import Updates
 
-    make = partial(Renderer, spec, train_on=settings.train_on, overlong=settings.overlong)
     updates = Updates(settings.model_copy(update={"bad_rows": "skip"}))
-    updates.head(make)
+    updates.head(rendering(settings, spec))
     return updates.renderer
 
 

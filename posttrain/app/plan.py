@@ -110,10 +110,8 @@ def _work(settings, has_data: bool) -> tuple[int | None, int | None, int | None]
     """(updates, tokens of the whole run, most tokens of an update); None where the data does not say."""
     if not has_data:
         return settings.max_steps, None, None
-    from functools import partial
-
     from posttrain.app.data import tokenizer_of
-    from posttrain.data.render import Renderer
+    from posttrain.data.render import rendering
     from posttrain.data.updates import Updates
 
     work = Updates(settings.model_copy(update={"bad_rows": "skip"}))
@@ -121,7 +119,7 @@ def _work(settings, has_data: bool) -> tuple[int | None, int | None, int | None]
     path = Path(settings.tokenizer or settings.model)
     if not settings.tokenizer and (path.is_file() or path.is_dir() and not any(path.glob("token*"))):
         return updates, None, None  # no tokenizer here: rows have no length
-    head = work.head(partial(Renderer, tokenizer_of(settings), train_on=settings.train_on, overlong=settings.overlong))
+    head = work.head(rendering(settings, tokenizer_of(settings)))
     if len(head.updates) >= updates:
         return updates, sum(head.updates), max(head.updates)
     mean = sum(head.updates) / max(1, len(head.updates))

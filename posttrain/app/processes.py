@@ -18,6 +18,7 @@ from rich.console import Console
 
 from posttrain.core.config import Settings
 from posttrain.core.errors import UserError
+from posttrain.core.process import killer
 from posttrain.core.status import is_finished
 
 PATIENCE = 300  # seconds that processes have for their update and checkpoint after a signal, before they are killed
@@ -60,9 +61,8 @@ def judge(failures, verb: str, folder: Path) -> int:
     killed = {number: -failure.exitcode for number, failure in sorted(failures.items()) if failure.exitcode < 0}
     causes = {number: by for number, by in killed.items() if by != signal.SIGTERM} or ({} if told else killed)
     for number, by in causes.items():
-        memory = " (the system does that when memory runs out)" if by == signal.SIGKILL else ""
         raise UserError("a process of this run was lost", where=f"process {number}",
-                        found=f"killed by {signal.Signals(by).name}{memory}",
+                        found=f"killed by {killer(by)}",
                         fix=f"go on with `posttrain {verb} --output_dir {quote(str(folder))} --resume`: the last "
                             "checkpoint is good; max_restarts does so by itself")
     return min(told)

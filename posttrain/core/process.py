@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 # Glibc's caches of small freed blocks, one for each thread; what lies in them never joins the free space beside it.
@@ -44,3 +45,9 @@ def with_caches(environment: dict[str, str]) -> dict[str, str]:
     kept = [t for t in environment.get("GLIBC_TUNABLES", "").split(":") if t and t != NO_CACHES]
     rest = {k: v for k, v in environment.items() if k != "GLIBC_TUNABLES"}
     return rest | ({"GLIBC_TUNABLES": ":".join(kept)} if kept else {})
+
+
+def killer(number: int) -> str:
+    """The signal that ended a process, and who sends it where nobody did."""
+    memory = " (the system does that when memory runs out)" if number == signal.SIGKILL else ""
+    return f"{signal.Signals(number).name}{memory}"

@@ -28,10 +28,12 @@ def check(settings: Any, spec: Any, *, make_renderer: Callable[..., Any] | None 
 
     settings: Settings; spec: the tokenizer's -> Report. `progress(rows done, rows in all)` is called as it goes.
     UserError only where a run could not begin at all (no such file, no known format); rows that would stop it are
-    findings. Thinking switch and head are those of the run (test_check.py::test_the_head_is_the_one_of_the_run).
+    findings. Thinking switch and head are those of the run.
     """
     updates = Updates(settings.model_copy(update={"bad_rows": "skip"}))
-    make = partial(_Patient, make_renderer or _renderer(spec, settings))
+    from .render import rendering
+
+    make = partial(_Patient, make_renderer or rendering(settings, spec))
     head = updates.head(make)
     renderer = updates.renderer
     total, done = sum(map(len, [*updates.sources, *updates.eval_sources])), 0
@@ -54,12 +56,6 @@ def check(settings: Any, spec: Any, *, make_renderer: Callable[..., Any] | None 
     report.found = [*_stops(settings, head, data), *data.findings(), *_leaks(data, held),
                     *(f.within("eval_data") for f in held.findings())]
     return report
-
-
-def _renderer(spec: Any, settings: Any) -> Callable[..., Any]:
-    from .render import Renderer
-
-    return partial(Renderer, spec, train_on=settings.train_on, overlong=settings.overlong)
 
 
 class _Patient:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import weakref
@@ -16,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.process import with_caches
+from ..core.process import killer, with_caches
 from .batch import Batch, HeldRows, Opened
 from .judge import Head, check_lost
 
@@ -149,9 +148,7 @@ class Loader:
         if code >= 0:
             return UserError("the data worker stopped", found=f"exit status {code}",
                              fix="this is a bug: please report the traceback it printed above")
-        name = signal.Signals(-code).name
-        memory = " (the system does that when memory runs out)" if name == "SIGKILL" else ""
-        return UserError("the data worker was killed", found=f"{name}{memory}",
+        return UserError("the data worker was killed", found=killer(-code),
                          fix="start again with resume: the last checkpoint is good")
 
 

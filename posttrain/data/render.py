@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,11 @@ class Plan:
     drafts: list[Draft] = field(default_factory=list)
     dropped: str | None = None
     notes: tuple[str, ...] = ()
+
+
+def rendering(settings: Any, spec: TokenizerSpec) -> Callable[..., Renderer]:
+    """What makes renderers as a run with these settings has them; the thinking switch and the length are still open."""
+    return partial(Renderer, spec, train_on=settings.train_on, overlong=settings.overlong)
 
 
 class Renderer:

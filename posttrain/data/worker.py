@@ -12,7 +12,6 @@ import pickle
 import queue
 import signal
 import threading
-from functools import partial
 from importlib import import_module
 from typing import Any, BinaryIO
 
@@ -56,7 +55,9 @@ def _serve(asked: queue.SimpleQueue, answers: queue.Queue) -> None:
         if n >= work.order.total or not asked.empty():
             name, value = asked.get()
             if name == "tokenizer":
-                answers.put(("head", work.head(_renderer_of(value, settings))))
+                from .render import rendering  # only now: rows are being read since the start
+
+                answers.put(("head", work.head(rendering(settings, value))))
             elif name == "batches":
                 run, n = value
             elif name == "held_rows":
@@ -74,13 +75,6 @@ def _hash(work: Any, answers: queue.Queue) -> None:
         answers.put(("files", work.files()))
     except UserError as e:
         answers.put(("error", e))
-
-
-def _renderer_of(spec: Any, settings: Any):
-    """A maker of renderers from the tokenizer's spec and the settings that rendering follows."""
-    from .render import Renderer
-
-    return partial(Renderer, spec, train_on=settings.train_on, overlong=settings.overlong)
 
 
 def _listen(pipe: BinaryIO, asked: queue.SimpleQueue) -> None:

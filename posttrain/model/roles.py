@@ -18,7 +18,7 @@ class Switch:
 
     PEFT freezes the adapters that it switches off, and a frozen leaf drops its gradient even in a backward that has
     already begun, so what trains is settled once, here, and put back after every switch
-    (test_roles.py::test_every_role_gets_its_gradient).
+    (test_ppo.py::test_two_passes_are_one_gradient).
     """
 
     def __init__(self, model, trained: tuple[str, ...]):
@@ -84,7 +84,8 @@ def without_dropout(model) -> None:
     """Every dropout of the model at 0: what is sampled, what was, and what is trained are one distribution.
 
     A dropout is a module, or a rate that a module (or, at each forward, its config) holds by name, as in OPT, Llama and
-    Falcon; Mixtral's routers have a noise of training instead (test_roles.py::test_no_dropout_is_left).
+    Falcon; Mixtral's routers have a noise of training instead (test_reinforce_keys.py::
+    test_dropout_is_off_however_a_model_has_it).
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

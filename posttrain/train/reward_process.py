@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
+from ..core.process import killer
 from .reward_child import read_scores
 from .scoring import failed, no_list
 
@@ -70,8 +71,7 @@ class FunctionProcess:
         code = self._process.returncode
         if code >= 0:
             return f"its process ended with exit status {code}"
-        memory = " (the system does that when memory runs out)" if -code == signal.SIGKILL else ""
-        return f"its process was killed: {signal.Signals(-code).name}{memory}"
+        return f"its process was killed: {killer(-code)}"
 
 
 def _kill(process: subprocess.Popen) -> None:

@@ -106,6 +106,14 @@ def test_no_loose_ends_and_no_paths_of_one_machine(path):
         assert not found, f"line {text.count(chr(10), 0, found.start()) + 1}: {found.group()}"
 
 
+@pytest.mark.parametrize("path", TEXTS, ids=ids(TEXTS))
+def test_a_test_that_is_named_is_there(path):
+    """A promise names the file and the test that keep it."""
+    for file, name in re.findall(r"(test_\w+\.py)::\s*(test_\w+)", path.read_text("utf-8")):
+        there = next((ROOT / "tests").rglob(file), None)
+        assert there and f"def {name}(" in there.read_text("utf-8"), f"{file}::{name}"
+
+
 def test_every_test_file_has_a_name_of_its_own():
     """pytest collects test files by name alone: two of one name stop the suite."""
     names = [p.name for p in (ROOT / "tests").rglob("test_*.py")]
