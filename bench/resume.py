@@ -36,7 +36,7 @@ def child(folder: Path, model: str, method: str, resume: bool) -> None:
             return made
         return noted
 
-    loop.save_checkpoint = noting(loop.save_checkpoint, ".saves")
+    loop.Loop.checkpoint = noting(loop.Loop.checkpoint, ".saves")
     Record.metrics = noting(Record.metrics, ".updates")
     if resume:
         posttrain.sft(output_dir=folder, resume=True)

@@ -21,7 +21,8 @@ def tell_data(session, note: Callable[[str], None], console: Console) -> None:
     for source in loader.opened.sources:
         share = f", {source['share']:.0%} of every update" if source["share"] is not None else ""
         held = f", {source['held_out']:,} held out" if source["held_out"] else ""
-        note(f"data: {source['spec']}: {source['rows']:,} rows, format {source['format']}{share}{held}")
+        unread = f"; not read: {', '.join(source['not_read'])}" if source["not_read"] else ""
+        note(f"data: {source['spec']}: {source['rows']:,} rows, format {source['format']}{share}{held}{unread}")
     switch = "the template's default" if head.thinking is None else str(head.thinking).lower()
     note(f"enable_thinking = {switch}: {head.why}")
     kept, read = head.ledger.rows_trained, head.ledger.rows_read

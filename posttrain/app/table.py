@@ -58,8 +58,8 @@ def prompt_text(row: Row) -> str:
 
 
 def response_text(row: Row) -> str:
-    """The last answer."""
-    return _content(row.messages[_answer(row)])
+    """The last answer; none where the row is a prompt alone."""
+    return "".join(map(_content, row.messages[_answer(row):][:1]))
 
 
 def answer_texts(row: Row) -> list[str]:
@@ -69,7 +69,7 @@ def answer_texts(row: Row) -> list[str]:
 
 
 def _answer(row: Row) -> int:
-    return max((i for i, m in enumerate(row.messages) if m["role"] == "assistant"), default=len(row.messages) - 1)
+    return max((i for i, m in enumerate(row.messages) if m["role"] == "assistant"), default=len(row.messages))
 
 
 def _content(message: dict[str, Any]) -> str:

@@ -95,7 +95,7 @@ class HeldRows:
 
 @dataclass(slots=True)
 class Opened:
-    """The sources (spec, rows, held_out, share, format of each) and what the order over them comes to."""
+    """The sources (spec, rows, held_out, share, format, columns not read) and what the order over them comes to."""
 
     sources: list[dict[str, Any]]
     total: int

@@ -79,12 +79,8 @@ class _Patient:
 
 
 def _describe(source: Source, role: str) -> dict[str, Any]:
-    try:
-        form, unused = source.format.name, list(source.format.unused)
-    except RowError:  # not one row of the sample can be read: each is among the malformed
-        form, unused = "unknown", []
-    return {"data": source.spec, "role": role, "rows": len(source), "share": source.share, "format": form,
-            "not_read": unused, "sha256": source.fingerprint()}
+    said = source.describe()
+    return {"data": said.pop("spec"), "role": role, "sha256": source.fingerprint()} | said
 
 
 def _quantiles(lengths: array) -> dict[str, int]:

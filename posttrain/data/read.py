@@ -178,6 +178,15 @@ class Source:
             e.where = e.where or self.name
             raise
 
+    def describe(self) -> dict[str, Any]:
+        """spec, rows and share, the format's name and the columns that it does not read; of one with no readable row
+        in the sample `unknown`, each row then being a fault of its own."""
+        try:
+            form, unread = self.format.name, list(self.format.unused)
+        except RowError:
+            form, unread = "unknown", []
+        return {"spec": self.spec, "rows": len(self), "share": self.share, "format": form, "not_read": unread}
+
     @cached_property
     def _sha256(self) -> list[str]:
         return [part.sha256() for part in self.parts]

@@ -14,7 +14,7 @@ from .batch import Batch, HeldRows, Opened, Outcome, settle
 from .judge import HEAD_ROWS, OVERLONG, Head, smallest_keeping
 from .order import HeldOut, Order
 from .preferences import conversations
-from .read import Source, check_specs, open_sources
+from .read import check_specs, open_sources
 from .thinking import choose_thinking
 
 EXAMPLES = 6  # first rows that a run keeps token by token for its report
@@ -44,9 +44,11 @@ class Updates:
         self.order = Order([h.kept for h in self.held], [s.share for s in self.sources], settings.batch_size,
                            seed=settings.seed, shuffle=settings.shuffle, epochs=settings.num_train_epochs,
                            max_steps=batches(settings), names=[s.spec for s in self.sources])
+        if settings.bad_rows == "error":
+            for source in self.sources:
+                source.format  # noqa: B018 - its error, where no row of a sample can be read
         self.opened = Opened(
-            [{"spec": s.spec, "rows": len(s), "held_out": len(h.rows), "share": s.share, "format": self._format(s)}
-             for s, h in zip(self.sources, self.held, strict=True)],
+            [s.describe() | {"held_out": len(h.rows)} for s, h in zip(self.sources, self.held, strict=True)],
             self.order.total, self.order.updates_per_epoch, self.order.main_rows)
         self._make: Callable[..., Any] | None = None
         self._renderer: Any = None
@@ -123,15 +125,6 @@ class Updates:
     def files(self) -> list[dict[str, Any]]:
         """Path, rows and SHA-256 of every data file, for the run's records."""
         return [f for s in (*self.sources, *self.eval_sources) for f in s.files()]
-
-    def _format(self, source: Source) -> str:
-        """Name of a source's format; one of which no row can be read has none, and `bad_rows` decides about it."""
-        try:
-            return source.format.name
-        except RowError:
-            if self.settings.bad_rows == "error":
-                raise
-            return "unknown"
 
     def _read(self, source: int, i: int) -> Row | RowError:
         """Row i of a source, or why it is none; under `bad_rows: error` that ends the run."""

@@ -98,6 +98,17 @@ def available(device: torch.device) -> int:
     return max(0, free)
 
 
+def installed(device: torch.device) -> int:
+    """Bytes of memory that this device has in all, a container's limit counted."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    most = psutil.virtual_memory().total
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            most = min(most, int((GROUP / limit).read_text()))
+    return most
+
+
 def size(bytes_: float) -> str:
     """Bytes for people: 13.2 GB, 842 MB, 1.7 MB."""
     if bytes_ >= 1e9:

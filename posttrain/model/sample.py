@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from ..core.errors import UserError
 from .draw import draw, uniform
 from .load import table_of_positions
-from .slots import SlotCache, slot_layers
+from .slots import SlotCache, fitting_slots, slot_layers
 
 PREFILL_TOKENS = 4096  # prompt tokens, padding included, in one forward: bounds activations, never changes a result
 OnToken = Callable[[int, int], None]
@@ -73,8 +73,8 @@ def generate(model, prompts: list[list[int]], *, max_new_tokens: int, stop_ids, 
              on_token: OnToken | None = None, keys: list[int] | None = None) -> list[Generation]:
     """Continue each prompt until a stop id or `max_new_tokens`; B prompts of ids -> B Generations, in order.
 
-    Rows share forwards, at most `batch_size` (default 64) at a time; a finished row leaves at once and a waiting one
-    takes its slot. Temperature 0 is greedy. Random numbers are keyed by (seed, prompt index or `keys`, position), so
+    Rows share forwards, at most `batch_size` at a time (by default as many as `fitting_slots` says); a finished row
+    leaves at once and a waiting one takes its slot. Temperature 0 is greedy. Random numbers are keyed by (seed, prompt index or `keys`, position), so
     a result depends on neither the batch nor its size (test_sample.py::test_sampling_ignores_the_rest_of_the_batch).
     `on_token(index, id)` is called for every new id, the stop id included. Models that keep another state than keys
     and values (state-space and hybrid models, prompt tuning) are sampled one by one through their own `generate`.
@@ -90,7 +90,8 @@ def generate(model, prompts: list[list[int]], *, max_new_tokens: int, stop_ids, 
             for index, prompt in enumerate(prompts):
                 _alone(model, prompt, index, limits[index], choice, results[index])
         else:
-            _Batch(base, prompts, limits, choice, results, batch_size or 64).run()
+            columns = max(map(len, prompts), default=0) + max(limits, default=0)
+            _Batch(base, prompts, limits, choice, results, batch_size or fitting_slots(base, columns)).run()
     return results
 
 

@@ -5,6 +5,24 @@ from __future__ import annotations
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from .memory import installed
+
+MOST_SLOTS = 256  # beyond it a step takes as much longer as it does more
+SHARE = 8  # a sampler takes an eighth of the device's memory
+
+
+def fitting_slots(model, columns: int) -> int:
+    """Rows of so many columns whose keys, values and logits take at most an eighth of the device's memory: 1 to 256.
+
+    It follows from model and machine, not from what is free, so a run that is resumed samples in the same batches.
+    """
+    config, weight = model.config.get_text_config(decoder=True), model.get_input_embeddings().weight
+    heads = getattr(config, "num_attention_heads", None) or 1
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * width
+    row = columns * kept * weight.element_size() + 16 * weight.shape[0]  # four float32 tensors of logits while drawing
+    return max(1, min(MOST_SLOTS, installed(weight.device) // SHARE // row))
+
 
 def slot_layers(config) -> int | None:
     """Number of layers whose cache is plain keys and values, or None if any layer keeps another kind of state.

@@ -117,6 +117,14 @@ def test_table(mixed, capsys):
     assert json.loads(capsys.readouterr().out) == [{"origin": f"{mixed}:1", "prompt": "say red", "response": "red."}]
 
 
+def test_table_of_prompts(tmp_path, capsys):
+    """Rows of a run that writes its own answers have a prompt and nothing under response."""
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "say red"}\n')
+    assert main(["data", "table", str(path), "--json", "--objective", "ppo"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"origin": f"{path}:1", "prompt": "say red", "response": ""}]
+
+
 def test_table_of_texts(tmp_path, capsys):
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": "Once upon a time."}\n')

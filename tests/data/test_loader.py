@@ -58,7 +58,8 @@ def gone(pid: int, seconds: float = 5) -> bool:
 def test_what_was_opened(rows):
     with load(rows) as loader:
         assert (loader.total, loader.updates_per_epoch, loader.opened.rows_per_epoch) == (26, 13, 50)
-        assert loader.opened.sources == [{"spec": rows, "rows": 50, "held_out": 0, "share": None, "format": "alpaca"}]
+        assert loader.opened.sources == [{"spec": rows, "rows": 50, "held_out": 0, "share": None, "format": "alpaca",
+                                          "not_read": []}]
         assert [f["rows"] for f in loader.files()] == [50]
 
 

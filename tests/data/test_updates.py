@@ -186,11 +186,11 @@ def test_eval_data_is_rendered_whole(tmp_path):
 
 
 def test_sources_are_told(tmp_path):
-    data = [write(tmp_path / "a.jsonl", [alpaca(i) for i in range(8)]),
+    data = [write(tmp_path / "a.jsonl", [alpaca(i) | {"note": "not read"} for i in range(8)]),
             write(tmp_path / "b.jsonl", [{"text": "long"}] * 3) + "@0.2"]
     assert updates(data).opened.sources == [
-        {"spec": data[0], "rows": 8, "held_out": 0, "share": None, "format": "alpaca"},
-        {"spec": data[1], "rows": 3, "held_out": 0, "share": 0.2, "format": "text"}]
+        {"spec": data[0], "rows": 8, "held_out": 0, "share": None, "format": "alpaca", "not_read": ["note"]},
+        {"spec": data[1], "rows": 3, "held_out": 0, "share": 0.2, "format": "text", "not_read": []}]
 
 
 def test_eval_data_takes_no_share(tmp_path):

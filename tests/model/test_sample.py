@@ -11,6 +11,7 @@ from posttrain.core.sequence import Sequence
 from posttrain.model.draw import draw, uniform
 from posttrain.model.probe import prepare_forward
 from posttrain.model.sample import generate, one_by_one_reason
+from posttrain.model.slots import fitting_slots
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 97, "max_position_embeddings": 256,
@@ -276,3 +277,18 @@ def test_the_head_is_given_whole_rows():
     hook.remove()
     assert any(len(x) > 1 for x in seen) and all(x.is_contiguous() for x in seen)
     assert not model.lm_head._forward_pre_hooks, "nothing stays behind"
+
+
+def test_slots_are_bounded_by_the_memory_of_the_machine(monkeypatch):
+    """An eighth of it: keys and values of every column in every layer, and four float32 rows of logits each."""
+    model, seen = tiny("qwen3"), []
+    config = model.config
+    row = 30 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4 + 16 * config.vocab_size
+    monkeypatch.setattr("posttrain.model.slots.installed", lambda device: 8 * (3 * row + 1))
+    assert fitting_slots(model, 30) == 3 and fitting_slots(model, 10**9) == 1
+    hook = model.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"].shape[0]), with_kwargs=True)
+    made = generate(model, [[5, 6, 7 + i] for i in range(9)], max_new_tokens=27, stop_ids=STOPS)
+    hook.remove()
+    assert max(seen) == 3 and len(made) == 9
+    monkeypatch.setattr("posttrain.model.slots.installed", lambda device: 1 << 60)
+    assert fitting_slots(model, 30) == 256
