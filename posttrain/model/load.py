@@ -15,7 +15,7 @@ from transformers.utils import logging as hf_logging
 
 from ..core.errors import UserError
 from ..core.seeds import seed_for
-from .memory import apart
+from .memory import apart, forget_peak
 from .quantize import leave_files, need_bitsandbytes, nf4
 from .resolve import ModelRef, gives_scores
 
@@ -68,6 +68,7 @@ def load_causal(ref: ModelRef, *, dtype: torch.dtype, device: torch.device | str
     _check_complete(ref, found)
     if packing:
         leave_files(model)
+        forget_peak()  # pages of the files, which the system takes back as it needs them, are no memory of the run
     return (model if "device_map" in how else model.to(device)).eval()
 
 

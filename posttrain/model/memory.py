@@ -33,8 +33,7 @@ class Memory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return cls(device, torch.cuda.memory_allocated(device))
-        with contextlib.suppress(OSError):
-            PEAK.write_text("5")
+        forget_peak()
         return cls(device, psutil.Process().memory_info().rss)
 
     def now(self) -> int:
@@ -48,6 +47,12 @@ class Memory:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - self.held
         return max(0, highest() - self.held)
+
+
+def forget_peak() -> None:
+    """Count the most that this process holds from now on, where the system can do that."""
+    with contextlib.suppress(OSError):
+        PEAK.write_text("5")
 
 
 def give_back() -> None:

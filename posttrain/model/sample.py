@@ -74,8 +74,9 @@ def generate(model, prompts: list[list[int]], *, max_new_tokens: int, stop_ids, 
     """Continue each prompt until a stop id or `max_new_tokens`; B prompts of ids -> B Generations, in order.
 
     Rows share forwards, at most `batch_size` at a time (by default as many as `fitting_slots` says); a finished row
-    leaves at once and a waiting one takes its slot. Temperature 0 is greedy. Random numbers are keyed by (seed, prompt index or `keys`, position), so
-    a result depends on neither the batch nor its size (test_sample.py::test_sampling_ignores_the_rest_of_the_batch).
+    leaves at once and a waiting one takes its slot. Temperature 0 is greedy. Random numbers are keyed by (seed, prompt
+    index or `keys`, position), so a result depends on neither the batch nor its size
+    (test_sample.py::test_sampling_ignores_the_rest_of_the_batch).
     `on_token(index, id)` is called for every new id, the stop id included. Models that keep another state than keys
     and values (state-space and hybrid models, prompt tuning) are sampled one by one through their own `generate`.
     """

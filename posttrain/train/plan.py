@@ -19,9 +19,9 @@ METHODS = ("full", "lora", "qlora")
 # NF4 with double quantization (Dettmers et al. 2023, §3): 4 bits, an 8-bit constant per 64, a float32 per 64 · 256.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # What a process on CPU takes besides tensors: pages of libraries that the first products touch and compiled kernels;
-# the tokenizer's tables, by entry (136 MB for Qwen3's 151,936); holes that a layer's tensors leave in the heap,
-# as so many hidden states of every token. Set from the runs in docs/memory.md.
-RUNTIME, TOKENIZER, HOLES = 142 << 20, 900, 24
+# the tokenizer's tables, by entry (136 MB for Qwen3's 151,936); holes that tensors leave in the heap, as so many
+# hidden states of every token in every layer. Set from the runs in docs/memory.md.
+RUNTIME, TOKENIZER, HOLES = 142 << 20, 900, 3
 MOST = 16384  # tokens of a pack beyond which a forward gains nothing
 STEP = 128  # the largest pack is a multiple of it
 SHORTEST = 128  # rows shorter than this are no answer to a full memory
@@ -181,7 +181,8 @@ class Planner:
         piece = 2 * wide * min(trained, PIECE["cpu" if self.cpu else "cuda"])
         summed = trained * wide if several and self.halves else 0
         rows, width = self.model.get_input_embeddings().weight.shape
-        runtime = RUNTIME + TOKENIZER * rows + HOLES * tokens * width * self.dtype.itemsize if self.cpu else 0
+        holes = HOLES * tokens * width * self.config.get_text_config().num_hidden_layers * self.dtype.itemsize
+        runtime = RUNTIME + TOKENIZER * rows + holes if self.cpu else 0
         peak = weights + optimizer + runtime + max(summed + phases.peak, gradients + piece)
         return Sizes(weights, gradients, optimizer, int(phases.saved), int(max(0, phases.head - phases.saved)), runtime,
                      int(peak), traced)

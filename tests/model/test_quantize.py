@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, G
 import posttrain
 from posttrain.core.config import make_settings
 from posttrain.core.errors import UserError
+from posttrain.model.memory import highest
 from posttrain.model.policy import build_policy, lower, open_model
 from posttrain.model.quantize import count_weights, packed_layers, unpack
 from posttrain.model.resolve import resolve_model
@@ -157,6 +158,16 @@ def test_the_files_leave_memory_once_they_are_packed(tiny_model, tmp_path):
     policy = policy_of(base)
     assert packed_layers(policy.model)
     assert str(base) not in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pages_of_the_files_are_no_memory_of_the_run(tiny_model):
+    """The most that a run held counts from when the codes are made: before, the files' pages were in it, too."""
+    block = torch.ones(100 << 20)
+    most = highest()
+    del block
+    policy_of(tiny_model)
+    assert highest() < most - (300 << 20)
 
 
 def test_a_base_that_is_packed_already(tiny_model, tmp_path):
