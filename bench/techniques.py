@@ -1,6 +1,7 @@
 """Whether a technique helps where its paper says so, on the embedded model: held-out answers with it and without.
 
-`python -m bench.techniques`: label smoothing where a part of the answers is wrong, NEFTune where rows are few and seen often.
+`python -m bench.techniques`: label smoothing where a part of the answers is wrong, NEFTune where rows are few and seen
+often.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def main() -> None:
     asked = parser.parse_args()
     for key in asked.key:
         make, values, more = TRIALS[key]
-        print(f"| seed | " + " | ".join(f"{key}: {value}" for value in values) + " |\n|" + "---|" * (len(values) + 1),
+        print("| seed | " + " | ".join(f"{key}: {value}" for value in values) + " |\n|" + "---|" * (len(values) + 1),
               flush=True)
         for seed in asked.seeds:
             found = [measure(make(seed), seed, **{key: value}, **more) for value in values]
