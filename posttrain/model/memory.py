@@ -15,6 +15,7 @@ import torch
 STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 GROUP = Path("/sys/fs/cgroup")  # a container's own limit
+_mapping = False  # whether large blocks are mapped apart in this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +70,26 @@ def apart() -> Iterator[None]:
     Weights that are read, turned into others and let go leave its heap full of holes otherwise: 0.8 GB when 0.6B is
     packed in four bits. Afterwards blocks go to the heap again, as glibc has it in a process that has run for a while.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(M_MMAP_THRESHOLD, 1 << 20)
+    map_large_blocks(True)
     try:
         yield
     finally:
-        if mallopt:
-            mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        map_large_blocks(False)
+
+
+def map_large_blocks(wanted: bool) -> None:
+    """Whether glibc maps each block of a MiB and more on its own from here on: no holes, but time to clear its pages.
+
+    A run on four bits that recomputes activations does so on CPU: layers are unpacked between them, and at 0.6B a
+    quarter of its peak were holes, for a quarter of its time (docs/memory.md).
+    """
+    global _mapping
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt and wanted != _mapping:
+        mallopt(M_MMAP_THRESHOLD, 1 << 20 if wanted else 32 << 20)
+        if not wanted:
             mallopt(M_TRIM_THRESHOLD, 64 << 20)
+        _mapping = wanted
 
 
 def highest() -> int:

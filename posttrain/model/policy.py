@@ -17,6 +17,7 @@ from .halves import whole
 from .heads import PREFIX, read_heads
 from .identity import BaseFacts, check_base, read_base
 from .load import base_dtype, from_scratch, load_causal, table_of_positions
+from .memory import map_large_blocks
 from .quantize import check_quantized, count_weights, is_packed, packed_layers, settle_packed, unpack
 from .resolve import ModelRef
 from .roles import of_another_role
@@ -94,6 +95,7 @@ def build_policy(settings: Settings, ref: ModelRef | None, *, vocab_size: int, n
         model.requires_grad_(True)
     if settings.gradient_checkpointing:
         recompute_activations(model)
+    map_large_blocks(settings.gradient_checkpointing and bool(packed_layers(model)) and device.type == "cpu")
     model.train()
     return Policy(model, ref, dtype, device, stored, notes, base=base)
 

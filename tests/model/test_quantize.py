@@ -170,6 +170,15 @@ def test_pages_of_the_files_are_no_memory_of_the_run(tiny_model):
     assert highest() < most - (300 << 20)
 
 
+@pytest.mark.parametrize(("method", "recomputed"), [("qlora", True), ("qlora", False), ("lora", True)])
+def test_recomputing_on_four_bits_maps_large_blocks_apart(tiny_model, monkeypatch, method, recomputed):
+    """And no other run does, nor one after it in the same process: it takes time (docs/memory.md)."""
+    asked = []
+    monkeypatch.setattr("posttrain.model.policy.map_large_blocks", asked.append)
+    policy_of(tiny_model, method=method, gradient_checkpointing=recomputed)
+    assert asked == [method == "qlora" and recomputed]
+
+
 def test_a_base_that_is_packed_already(tiny_model, tmp_path):
     base = tmp_path / "packed"
     shutil.copytree(tiny_model, base)
