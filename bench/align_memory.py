@@ -1,7 +1,7 @@
 """What PPO and DPO hold beside LoRA fine-tuning: 0.6B shape, the same packs of the same size, a fresh process each.
 
 PPO runs with its four roles on one base, and with four models of their own, whose forwards and backwards are the same.
-`python -m bench.align_memory` (half an hour on two cores).
+`python -m bench.align_memory` (ten minutes on two quiet cores).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from .objective import Models, Objective
 from .optim import MasterAdamW
 from .plan import MOST, Planner, told
 from .plan_ranks import job_of, spread
-from .room import give_way, in_force, no_memory
+from .room import give_way, in_force, least_pack, no_memory
 from .update import accumulate, evaluate
 
 Note = Callable[[str], None]
@@ -55,7 +55,8 @@ def settle_memory(settings: Settings, checkpoint: Path | None, ref: ModelRef | N
     free = available(memory.device)
     if settings.pack_tokens == "auto":
         most = planner.largest_pack(settings.method, settings.gradient_checkpointing, spare(free))
-        tokens = -int(ranks.largest([-(most or settings.longest)])[0])  # the least that any process has room for
+        most = max(most or 0, least_pack(settings))
+        tokens = -int(ranks.largest([-most])[0])  # the least that any process has room for
         note(f"pack_tokens = {tokens}: the most, of at most {MOST:,}, that is planned within four fifths of "
              f"{size(free)} free")
         planner.settings = settings = settings.model_copy(update={"pack_tokens": tokens})

@@ -174,3 +174,14 @@ def test_memory_is_counted_from_its_beginning():
     assert 60 << 20 < counted.peak() < 80 << 20
     assert block is not None and memory.available(torch.device("cpu")) <= os.sysconf("SC_PHYS_PAGES") * 4096
     assert [memory.size(n) for n in (13.24e9, 842e6, 1.73e6)] == ["13.2 GB", "842 MB", "1.7 MB"]
+
+
+def test_an_automatic_pack_holds_a_pair_where_nothing_else_is_planned_to_fit(tiny_model, monkeypatch):
+    """Two sequences of a row share a pack: the least is twice `max_length`, not once."""
+    monkeypatch.setattr(rehearsal.Planner, "largest_pack", lambda *given: None)
+    for objective, least in (("sft", 64), ("dpo", 128)):
+        settings = make_settings({"objective": objective, "model": str(tiny_model), "max_length": 64,
+                                  "pack_tokens": "auto"})
+        settled, _ = rehearsal.settle_memory(settings, None, resolve_model(str(tiny_model)), SFT(), 300,
+                                             Memory.begin(torch.device("cpu")), lambda line: None)
+        assert settled.pack_tokens == least
