@@ -13,9 +13,11 @@ import tempfile
 from pathlib import Path
 
 import posttrain
-from posttrain.builtin import builtin_data_path, demo_settings_path, held_out_path
+from posttrain.builtin import demo_settings_path, held_out_path
 from posttrain.core.config import read_config
-from posttrain.eval.held_out import Question, read_questions, score
+from posttrain.eval.held_out import Question, read_questions
+
+from .held_out import embedded, right
 
 NARROW = "opposites-en"
 HELD_BACK = 9
@@ -25,11 +27,6 @@ HOW = {"method": "full", "learning_rate": 1e-4, "num_train_epochs": 8, "batch_si
 def narrow_rows() -> list[dict]:
     """The rows of the narrow task: one kind of the embedded rows, answered in its last word alone."""
     return [row | {"output": row["output"].rstrip(".").split()[-1]} for row in embedded() if row["kind"] == NARROW]
-
-
-def embedded() -> list[dict]:
-    """The rows that the assistant was trained on."""
-    return [json.loads(line) for line in builtin_data_path().read_text("utf-8").splitlines()]
 
 
 def parts(folder: Path) -> tuple[Path, Path]:
@@ -44,11 +41,9 @@ def parts(folder: Path) -> tuple[Path, Path]:
 
 def measure(model) -> tuple[float, float]:
     """Shares answered exactly by a model (run, folder or name): of the held-out questions, of the rows held back."""
-    assistant = posttrain.load(model)
     narrow = [Question(row["instruction"], row["output"]) for row in narrow_rows()[::HELD_BACK]]
-    found = [score(assistant.model, assistant.forward, assistant.renderer, questions)[0].exact_match
-             for questions in (read_questions(held_out_path()), narrow)]
-    return found[0], found[1]
+    rest, new = right(model, read_questions(held_out_path()), narrow)
+    return rest, new
 
 
 def assistant(folder: Path, **values) -> Path:

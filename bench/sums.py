@@ -14,19 +14,18 @@ from typing import Any
 
 import posttrain
 from posttrain.core.config import read_config
-from posttrain.eval.held_out import Question, score
+from posttrain.eval.held_out import Question
 
+from .held_out import right
 from .shapes import ROOT
 
 RECIPES = ROOT / "recipes" / "align"
 
 
-def right(model) -> float:
-    """Share of the held-out sums that a run or folder answers to the letter, greedily."""
+def held_out() -> list[Question]:
+    """The sums that neither fine-tuning nor GRPO asks."""
     rows = runpy.run_path(str(RECIPES / "sums.py"))["parts"]()["held_out"]
-    assistant = posttrain.load(model)
-    questions = [Question(row["instruction"], row["output"]) for row in rows]
-    return score(assistant.model, assistant.forward, assistant.renderer, questions)[0].exact_match
+    return [Question(row["instruction"], row["output"]) for row in rows]
 
 
 def learn(folder: Path, seed: int, **keys) -> tuple[float, float, Any]:
@@ -39,7 +38,8 @@ def learn(folder: Path, seed: int, **keys) -> tuple[float, float, Any]:
                                                     "seed": seed} | keys
     how.pop("objective")
     run = posttrain.grpo(**how, output_dir=folder / f"grpo-{seed}")
-    return right(tuned), right(run), run
+    questions = held_out()
+    return *right(tuned, questions), *right(run, questions), run
 
 
 def main() -> None:

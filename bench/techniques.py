@@ -7,16 +7,17 @@ learnt by heart; a tenth of the answers may be wrong (`--wrong 0.1`).
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import tempfile
 from pathlib import Path
 
 import posttrain
-from posttrain.builtin import builtin_data_path, held_out_path
-from posttrain.eval.held_out import read_questions, score
+from posttrain.builtin import held_out_path
+from posttrain.eval.held_out import read_questions
+from posttrain.eval.manners import write_rows
 
-ROWS = [json.loads(line) for line in builtin_data_path().read_text("utf-8").splitlines()]
+from .held_out import embedded, right
+
 HOW = {"model": "builtin", "method": "full", "learning_rate": 6e-4, "batch_size": 32, "max_length": 256}
 TRIALS = {"neither": {}, "neftune_noise_alpha: 5": {"neftune_noise_alpha": 5},
           "neftune_noise_alpha: 10": {"neftune_noise_alpha": 10},
@@ -25,22 +26,21 @@ TRIALS = {"neither": {}, "neftune_noise_alpha: 5": {"neftune_noise_alpha": 5},
 
 def some(count: int, wrong: float, seed: int) -> list[dict]:
     """So many of the embedded rows; a share of them has the answer of another row of its kind."""
-    random_ = random.Random(f"some {seed}")
+    random_, rows = random.Random(f"some {seed}"), embedded()
     kinds: dict[str, list[str]] = {}
-    for row in ROWS:
+    for row in rows:
         kinds.setdefault(row["kind"], []).append(row["output"])
     return [row | {"output": random_.choice(kinds[row["kind"]])} if random_.random() < wrong else row
-            for row in random_.sample(ROWS, count)]
+            for row in random_.sample(rows, count)]
 
 
 def measure(rows: list[dict], seed: int, **keys) -> float:
     """Share of the held-out questions answered to the letter, after a run on these rows."""
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder, "rows.jsonl")
-        data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-        assistant = posttrain.load(posttrain.sft(data=data, seed=seed, output_dir=f"{folder}/run", **HOW | keys))
-        questions = read_questions(held_out_path())
-        return score(assistant.model, assistant.forward, assistant.renderer, questions)[0].exact_match
+        data = write_rows(Path(folder, "rows.jsonl"), rows)
+        run = posttrain.sft(data=data, seed=seed, output_dir=f"{folder}/run", **HOW | keys)
+        share, = right(run, read_questions(held_out_path()))
+        return share
 
 
 def main() -> None:

@@ -14,7 +14,9 @@ import torch
 
 STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
-GROUP = Path("/sys/fs/cgroup")  # a container's own limit
+GROUP = Path("/sys/fs/cgroup")
+LIMITS = {"memory.max": "memory.current",  # a container's own limit, and what it uses, in the second and first version
+          "memory/memory.limit_in_bytes": "memory/memory.usage_in_bytes"}
 _mapping = False  # whether large blocks are mapped apart in this process
 
 
@@ -68,20 +70,22 @@ def apart() -> Iterator[None]:
     """Meanwhile glibc maps blocks of a MiB and more each on its own, and unmaps them when they are freed.
 
     Weights that are read, turned into others and let go leave its heap full of holes otherwise: 0.8 GB when 0.6B is
-    packed in four bits. Afterwards blocks go to the heap again, as glibc has it in a process that has run for a while.
+    packed in four bits. Afterwards blocks go where they went before: to the heap, or, in a run that maps them, apart.
     """
+    before = _mapping
     map_large_blocks(True)
     try:
         yield
     finally:
-        map_large_blocks(False)
+        map_large_blocks(before)
 
 
 def map_large_blocks(wanted: bool) -> None:
     """Whether glibc maps each block of a MiB and more on its own from here on: no holes, but time to clear its pages.
 
     A run on four bits that recomputes activations does so on CPU: layers are unpacked between them, and at 0.6B a
-    quarter of its peak were holes, for a quarter of its time (docs/memory.md).
+    quarter of its peak were holes; it takes a quarter more time (docs/memory.md). Otherwise they go to the heap, as
+    glibc has it in a process that has run for a while.
     """
     global _mapping
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -108,8 +112,7 @@ def available(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes",
-                                                           "memory/memory.usage_in_bytes")):
+    for limit, used in LIMITS.items():
         with contextlib.suppress(OSError, ValueError):  # "max": no limit
             free = min(free, int((GROUP / limit).read_text()) - int((GROUP / used).read_text()))
     return max(0, free)
@@ -120,7 +123,7 @@ def installed(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     most = psutil.virtual_memory().total
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+    for limit in LIMITS:
         with contextlib.suppress(OSError, ValueError):  # "max": no limit
             most = min(most, int((GROUP / limit).read_text()))
     return most

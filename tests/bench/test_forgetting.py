@@ -55,5 +55,5 @@ def test_both_shares_are_asked_of_the_model(forgetting, monkeypatch):
     monkeypatch.setattr(forgetting, "read_questions", lambda path: known)
     monkeypatch.setattr(forgetting, "narrow_rows", lambda: [{"instruction": "What is big?", "output": "no"}])
     assert forgetting.measure("builtin") == (0.0, 0.0)
-    monkeypatch.setattr(forgetting, "score", lambda *given: (type("Score", (), {"exact_match": len(given[3])}), []))
+    monkeypatch.setattr("bench.held_out.score", lambda *given: (type("Score", (), {"exact_match": len(given[3])}), []))
     assert forgetting.measure("builtin") == (2, 1)
