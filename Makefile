@@ -29,7 +29,7 @@ demo: $(STAMP) ## from a base model to an assistant, nothing to download
 
 test: $(STAMP) ## the default suite (minutes)
 	@sh tests/fetch_templates.sh || echo "the chat templates of trl could not be fetched: their tests are skipped"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP) ## the long tests
 	$(BIN)/python -m pytest -m slow

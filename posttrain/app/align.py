@@ -25,8 +25,9 @@ SHARED = {"max_length": 128, "batch_size": 64}
 GENTLE = {"lora_r": 4, "lr_scheduler_type": "linear", **SHARED}
 STAGES: dict[str, dict[str, Any]] = {
     "reward": {"objective": "reward", "learning_rate": 1e-3, "lora_r": 16, "lr_scheduler_type": "constant", **SHARED},
-    "ppo": {"objective": "ppo", "learning_rate": 4e-4, "kl_coef": 0.5, "max_new_tokens": 48, "minibatches": 2,
-            "ppo_epochs": 2, "max_steps": 20, "early_stop_kl": 0.1, **GENTLE},
+    # Credit for the phrase reaches few tokens before it, and every answer is learnt from once: facts are left alone.
+    "ppo": {"objective": "ppo", "learning_rate": 4.5e-4, "kl_coef": 0.3, "gae_lambda": 0.5, "max_new_tokens": 48,
+            "minibatches": 2, "ppo_epochs": 1, "max_steps": 22, "early_stop_kl": 0.1, **GENTLE},
     "dpo": {"objective": "dpo", "learning_rate": 1.5e-4, "beta": 0.2, "rpo_alpha": 4.0, **GENTLE},
 }
 NAMES = {"preferred": "answers as preferred", "exact_match": "answers exactly, the phrase aside",
@@ -46,7 +47,7 @@ def main(command: Command) -> int:
     try:
         heading(console, "supervised fine-tuning: one answer in four ends politely")
         sft = _stage(console, folder, "sft", read_config(demo_settings_path()) | {
-            "data": [str(asked), "builtin:prose@0.2"], "num_train_epochs": 3.0} | shared)
+            "data": [str(asked), "builtin:prose@0.2"]} | shared)
         heading(console, "the reward model learns that the polite right answer is better")
         reward = _stage(console, folder, "reward", STAGES["reward"] | {"model": sft, "data": [str(pairs)]} | shared)
         judge = Judge(sft, reward, command)
