@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread would only wait
+os.environ["COLUMNS"] = "100"  # what is printed is compared: no terminal decides on its lines
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ("red", "green", "blue", "one", "two", "three", "cat", "dog", "bird", "sun", "moon", "sky")

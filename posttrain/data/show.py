@@ -172,8 +172,8 @@ def print_rows(console: Console, shown: list[Shown], spec: TokenizerSpec) -> Non
     console.print(legend())
     for item in shown:
         console.print()
-        console.rule(Text(f"{item.origin}  ·  {item.why}", style="bold"), align="left")
-        console.print(Text(summary(item.rendered), style="dim"))
+        console.rule(Text(item.why, style="bold"), align="left")
+        console.print(Text(f"{item.origin}  ·  {summary(item.rendered)}", style="dim"), soft_wrap=True)
         for sequence in getattr(item.rendered, "sequences", ()):
             console.print(as_text(sequence, spec))
 

@@ -79,7 +79,7 @@ def test_trained_tokens_show_without_colour():
     assert "\x1b" not in text
     assert "⟦Hello [bold]you[/bold]<|im_end|>⟧↵" in text and "<|im_start|>user↵\nHi<|im_end|>↵" in text
     assert text.startswith("⟦trained⟧ content the answer")
-    assert "a.jsonl:1  ·  first" in text
+    assert "\nfirst ─" in text and "a.jsonl:1  ·  " in text
 
 
 def test_trained_tokens_show_in_colour():
