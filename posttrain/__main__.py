@@ -15,7 +15,7 @@ def main() -> int:
     from posttrain.app.cli import main as run  # only now: what is imported before a restart is imported twice
 
     code = run()
-    gc.freeze()  # at the end Python would look through all of torch for cycles: a second of every command
+    gc.freeze()  # at the end Python would look through all of torch for cycles, for a second
     return code
 
 
