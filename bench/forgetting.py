@@ -8,16 +8,16 @@ of the narrow task is held back, and asked too: replay that kept the task from b
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
 import posttrain
-from posttrain.builtin import demo_settings_path, held_out_path
+from posttrain.builtin import builtin_rows, demo_settings_path, held_out_path
 from posttrain.core.config import read_config
 from posttrain.eval.held_out import Question, read_questions
+from posttrain.eval.manners import write_rows
 
-from .held_out import embedded, right
+from .held_out import right
 
 NARROW = "opposites-en"
 HELD_BACK = 9
@@ -26,17 +26,14 @@ HOW = {"method": "full", "learning_rate": 1e-4, "num_train_epochs": 8, "batch_si
 
 def narrow_rows() -> list[dict]:
     """The rows of the narrow task: one kind of the embedded rows, answered in its last word alone."""
-    return [row | {"output": row["output"].rstrip(".").split()[-1]} for row in embedded() if row["kind"] == NARROW]
+    return [row | {"output": row["output"].rstrip(".").split()[-1]} for row in builtin_rows() if row["kind"] == NARROW]
 
 
 def parts(folder: Path) -> tuple[Path, Path]:
     """The rows of the narrow task that are not held back, and those of all other kinds, as files."""
     narrow = [row for i, row in enumerate(narrow_rows()) if i % HELD_BACK]
-    made = []
-    for name, kept in (("narrow", narrow), ("old", [row for row in embedded() if row["kind"] != NARROW])):
-        made.append(folder / f"{name}.jsonl")
-        made[-1].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), "utf-8")
-    return made[0], made[1]
+    old = [row for row in builtin_rows() if row["kind"] != NARROW]
+    return write_rows(folder / "narrow.jsonl", narrow), write_rows(folder / "old.jsonl", old)
 
 
 def measure(model) -> tuple[float, float]:

@@ -1,18 +1,11 @@
-"""Rows of the embedded model, and how many questions a model answers to the letter: what the learning benches share."""
+"""How many questions a model answers to the letter: what the learning benches share."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import posttrain
-from posttrain.builtin import builtin_data_path
 from posttrain.eval.held_out import Question, score
-
-
-def embedded() -> list[dict]:
-    """The rows that the embedded assistant is trained on."""
-    return [json.loads(line) for line in builtin_data_path().read_text("utf-8").splitlines()]
 
 
 def right(model, *sets: Sequence[Question]) -> list[float]:

@@ -12,11 +12,11 @@ import tempfile
 from pathlib import Path
 
 import posttrain
-from posttrain.builtin import held_out_path
+from posttrain.builtin import builtin_rows, held_out_path
 from posttrain.eval.held_out import read_questions
 from posttrain.eval.manners import write_rows
 
-from .held_out import embedded, right
+from .held_out import right
 
 HOW = {"model": "builtin", "method": "full", "learning_rate": 6e-4, "batch_size": 32, "max_length": 256}
 TRIALS = {"neither": {}, "neftune_noise_alpha: 5": {"neftune_noise_alpha": 5},
@@ -26,7 +26,7 @@ TRIALS = {"neither": {}, "neftune_noise_alpha: 5": {"neftune_noise_alpha": 5},
 
 def some(count: int, wrong: float, seed: int) -> list[dict]:
     """So many of the embedded rows; a share of them has the answer of another row of its kind."""
-    random_, rows = random.Random(f"some {seed}"), embedded()
+    random_, rows = random.Random(f"some {seed}"), builtin_rows()
     kinds: dict[str, list[str]] = {}
     for row in rows:
         kinds.setdefault(row["kind"], []).append(row["output"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from posttrain.app.demo import heading
 from posttrain.app.launch import Interrupted, launch
 from posttrain.app.runs import fresh_run
 from posttrain.app.screen import make_console, next_commands, print_json
-from posttrain.builtin import builtin_data_path, demo_settings_path, held_out_path
+from posttrain.builtin import builtin_rows, demo_settings_path, held_out_path
 from posttrain.core.config import make_settings, read_config
 from posttrain.eval.manners import is_preferred, plain, preference_rows, sft_rows, write_rows
 
@@ -27,7 +26,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "reward": {"objective": "reward", "learning_rate": 1e-3, "lora_r": 16, "lr_scheduler_type": "constant", **SHARED},
     # Credit for the phrase reaches few tokens before it, and every answer is learnt from once: facts are left alone.
     "ppo": {"objective": "ppo", "learning_rate": 4.5e-4, "kl_coef": 0.3, "gae_lambda": 0.5, "max_new_tokens": 48,
-            "minibatches": 2, "ppo_epochs": 1, "max_steps": 22, "early_stop_kl": 0.1, **GENTLE},
+            "minibatches": 2, "ppo_epochs": 1, "max_steps": 22, **GENTLE},
     "dpo": {"objective": "dpo", "learning_rate": 1.5e-4, "beta": 0.2, "rpo_alpha": 4.0, **GENTLE},
 }
 NAMES = {"preferred": "answers as preferred", "exact_match": "answers exactly, the phrase aside",
@@ -41,7 +40,7 @@ def main(command: Command) -> int:
     shared = {name: getattr(command.settings, name) for name in command.given if name != "output_dir"}
     folder = Path(command.settings.output_dir or fresh_run("align"))
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in builtin_data_path().read_text("utf-8").splitlines()]
+    rows = builtin_rows()
     asked = write_rows(folder / "rows.jsonl", sft_rows(rows))
     pairs = write_rows(folder / "preferences.jsonl", preference_rows(rows[:PAIRS]))
     try:

@@ -6,7 +6,9 @@ and code, for the forgetting gate); `docs/builtin.md` tells how.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -24,6 +26,11 @@ def builtin_data_path(part: str = "rows") -> Path:
     """JSONL file of a part: `rows` (instruction, output, kind), `prose` (text), `held_out`, `facts` or
     `general` (text)."""
     return FOLDER / PARTS[part]
+
+
+def builtin_rows() -> list[dict[str, Any]]:
+    """The rows that the embedded assistant is trained on."""
+    return [json.loads(line) for line in builtin_data_path().read_text("utf-8").splitlines()]
 
 
 def prose_path() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def _beginning(answer: str) -> str:
     return " ".join(words[:2]) if len(words) > 2 else answer[:3]
 
 
-def write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> Path:
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     """A JSONL file of rows."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     return path

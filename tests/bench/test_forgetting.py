@@ -26,7 +26,7 @@ def test_taught_old_and_held_back_rows_share_nothing(forgetting, tmp_path):
     kept_back = forgetting.narrow_rows()[::forgetting.HELD_BACK]
     assert (len(narrow), len(kept_back), len(old)) == (416, 52, 3298)
     assert not {r["instruction"] for r in narrow} & {r["instruction"] for r in kept_back}
-    assert len(forgetting.embedded()) == 416 + 52 + 3298
+    assert len(forgetting.builtin_rows()) == 416 + 52 + 3298
     assert {r["kind"] for r in narrow} == {forgetting.NARROW} and forgetting.NARROW not in {r["kind"] for r in old}
 
 

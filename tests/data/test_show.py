@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from html import unescape
 
 from rich.console import Console
@@ -79,7 +80,15 @@ def test_trained_tokens_show_without_colour():
     assert "\x1b" not in text
     assert "⟦Hello [bold]you[/bold]<|im_end|>⟧↵" in text and "<|im_start|>user↵\nHi<|im_end|>↵" in text
     assert text.startswith("⟦trained⟧ content the answer")
-    assert "\nfirst ─" in text and "a.jsonl:1  ·  " in text
+    assert re.search(r"\nfirst ─+\na\.jsonl:1  ·  \d+ of \d+ tokens trained \(\d+%\)\n", text)
+
+
+def test_a_long_path_hides_neither_itself_nor_why_it_is_shown():
+    origin = f"{'folder/' * 30}a.jsonl:1"
+    long = replace(row("Hi", "B"), origin=origin)
+    out = io.StringIO()
+    print_rows(Console(file=out, width=80), shown([long]), SPEC)
+    assert "\nfirst ─" in out.getvalue() and f"\n{origin}  ·  " in out.getvalue()
 
 
 def test_trained_tokens_show_in_colour():

@@ -9,7 +9,7 @@ import pytest
 
 import posttrain
 from posttrain.app.cli import main
-from posttrain.builtin import builtin_data_path, builtin_model_path
+from posttrain.builtin import builtin_model_path, builtin_rows
 from posttrain.eval.doctor import RULES, examine
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process_module"), pytest.mark.skipif(
@@ -40,7 +40,7 @@ def healthy(train):
 
 def embedded(kind: str) -> list[dict[str, str]]:
     """The embedded rows of a kind."""
-    rows = [json.loads(line) for line in builtin_data_path().read_text("utf-8").splitlines()]
+    rows = builtin_rows()
     return [{"instruction": r["instruction"], "output": r["output"]} for r in rows if r["kind"] == kind]
 
 

@@ -1,10 +1,9 @@
 """The preference of `demo --align`: what its checker takes for polite, and the rows that teach it."""
 
-import json
 
 import pytest
 
-from posttrain.builtin import builtin_data_path
+from posttrain.builtin import builtin_rows
 from posttrain.eval.manners import POLITE_SHARE, is_preferred, plain, preference_rows, sft_rows
 
 
@@ -22,7 +21,7 @@ def test_the_checker(answer, good, bare):
 
 
 def test_the_rows():
-    rows = [json.loads(line) for line in builtin_data_path().read_text("utf-8").splitlines()]
+    rows = builtin_rows()
     made = list(sft_rows(rows))
     assert [plain(m["output"]) for m in made] == [r["output"] for r in rows]
     share = sum(is_preferred(m["output"]) for m in made) / len(rows)
